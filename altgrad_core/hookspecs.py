@@ -1,0 +1,104 @@
+"""The contract with plugins, one page.
+
+A plugin is a module (a package with a ``plugin.py``, or a single module) holding functions named after the hooks below,
+each marked with ``altgrad_core.hookimpl``. Third parties announce it as an entry point in the group ``altgrad``::
+
+    [project.entry-points.altgrad]
+    myfp8 = "altgrad_format_myfp8"
+
+A plugin imports nothing heavy at module top: ``build`` functions import torch inside. Every hook hands over a
+``register`` function; what is registered is checked at the call, so that an error names the plugin.
+
+``build`` functions get ``options``, an instance of the attrs class given as ``options=``; its fields are the keys
+that ``experiments.toml`` accepts beside ``kind``, with the attribute docstring convention of the built-ins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pluggy
+
+if TYPE_CHECKING:
+    from altgrad_core.numerics.formats import Format
+
+PROJECT = "altgrad"
+HOOKSPEC_VERSION = 1
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class RegisterFormat(Protocol):
+    """``register(format)``: adds a number format under ``format.name``."""
+
+    def __call__(self, format: Format) -> None: ...
+
+
+class RegisterRecipe(Protocol):
+    """``register(name, table)``: names a recipe; ``table`` is its long form as in ``experiments.toml``."""
+
+    def __call__(self, name: str, table: Mapping[str, Any]) -> None: ...
+
+
+class Register(Protocol):
+    """``register(name, build, options=Options)``: adds an implementation under the ``kind`` that TOML files use."""
+
+    def __call__(self, name: str, build: Callable[..., Any], options: type | None = None) -> None: ...
+
+
+@hookspec
+def altgrad_register_formats(register: RegisterFormat) -> None:
+    """Add number formats: ``register(FloatFormat(name="myfp8", exponent_bits=4, mantissa_bits=3, ...))``."""
+
+
+@hookspec
+def altgrad_register_recipes(register: RegisterRecipe) -> None:
+    """Add named recipes: ``register("hybrid", {"input": "e4m3fn", "weight": "e4m3fn", "grad_output": "e5m2"})``."""
+
+
+@hookspec
+def altgrad_register_scaling(register: Register) -> None:
+    """Add scaling policies: ``build(options, format) -> altgrad_core.numerics.scaling.ScalingPolicy``."""
+
+
+@hookspec
+def altgrad_register_models(register: Register) -> None:
+    """Add models: ``build(options, vocab_size) -> torch.nn.Module`` with ``forward(tokens [B, T]) -> logits [B, T, V]``.
+
+    ``options`` must have a field ``block_size``: the number of tokens T of a training sample.
+    """
+
+
+@hookspec
+def altgrad_register_datasets(register: Register) -> None:
+    """Add datasets: ``build(options, workspace) -> altgrad_core.training.data.TokenData``.
+
+    ``workspace`` (``altgrad_core.training.data.Workspace``) has the cache folder and the way to say what is going on.
+    """
+
+
+@hookspec
+def altgrad_register_optimizers(register: Register) -> None:
+    """Add optimizers: ``build(options, model, learning_rate, weight_decay) -> torch.optim.Optimizer``."""
+
+
+@hookspec
+def altgrad_register_probes(register: Register) -> None:
+    """Add probes: ``build(options) -> altgrad_core.training.probes.Probe``."""
+
+
+@hookspec
+def altgrad_register_sinks(register: Register) -> None:
+    """Add metric sinks: ``build(options, run_folder) -> altgrad_core.training.events.MetricSink``."""
+
+
+@hookspec
+def altgrad_register_checkpoints(register: Register) -> None:
+    """Add checkpoint backends: ``build(options, folder) -> altgrad_core.training.checkpoint.CheckpointBackend``."""
+
+
+@hookspec
+def altgrad_register_launchers(register: Register) -> None:
+    """Add launchers: ``build(options) -> altgrad_core.experiments.launch.Launcher``, which start a run's worker."""

@@ -1,0 +1,249 @@
+"""Find, load, list and disable plugins.
+
+Built-ins (``DEFAULT_PLUGINS``) and third parties (entry points of the group ``altgrad``) come through the same door.
+A plugin that cannot be imported, names a hook that does not exist, or registers something invalid becomes a row with
+its reason: the rest works, and an error is raised only when an experiment asks for what the broken one would offer.
+pluggy's own entry-point loader is not used because one broken plugin would end it (and with it the command line).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import attrs
+import pluggy
+
+from altgrad_core import hookspecs
+from altgrad_core.errors import AltgradError, unknown
+
+DEFAULT_PLUGINS = (
+    "altgrad_format_ieee",
+    "altgrad_format_ocp",
+    "altgrad_scaling",
+    "altgrad_recipes",
+    "altgrad_gpt",
+    "altgrad_data",
+    "altgrad_adamw",
+    "altgrad_probes",
+    "altgrad_checkpoint",
+    "altgrad_csv",
+    "altgrad_launchers",
+)
+ENTRY_POINT_GROUP = "altgrad"
+DISABLE_VARIABLE = "ALTGRAD_DISABLE_PLUGINS"
+
+# hook -> the kind of thing it registers, in the words of experiments.toml and of error texts
+KINDS = {
+    "altgrad_register_formats": "format",
+    "altgrad_register_recipes": "recipe",
+    "altgrad_register_scaling": "scaling",
+    "altgrad_register_models": "model",
+    "altgrad_register_datasets": "dataset",
+    "altgrad_register_optimizers": "optimizer",
+    "altgrad_register_probes": "probe",
+    "altgrad_register_sinks": "sink",
+    "altgrad_register_checkpoints": "checkpoint",
+    "altgrad_register_launchers": "launcher",
+}
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.+-]*")
+
+
+@attrs.frozen
+class NoOptions:
+    """Options of an implementation that takes none: any key beside ``kind`` is an error."""
+
+
+@attrs.frozen(kw_only=True)
+class Extension:
+    """One thing a plugin offers."""
+
+    kind: str
+    """What it is: a value of ``KINDS``."""
+    name: str
+    """The name that users write."""
+    plugin: str
+    """The plugin that registered it."""
+    value: Any
+    """The ``build`` callable; for formats the ``Format``, for recipes the table."""
+    options: type = NoOptions
+    """attrs class whose fields are the keys accepted beside ``kind``."""
+
+
+@attrs.frozen
+class Choice:
+    """A chosen implementation, ``{ kind = "delayed", history = 16 }`` in TOML."""
+
+    kind: str
+    """Name of the implementation among those of its kind."""
+    options: Any = NoOptions()
+    """Instance of the implementation's options class."""
+
+
+@attrs.define(kw_only=True)
+class PluginRow:
+    """One line of ``altgrad plugins``."""
+
+    name: str
+    """Import name for built-ins, entry-point name for third parties."""
+    source: str
+    """``built-in``, or the distribution that announced the entry point."""
+    version: str
+    """Version of that distribution, ``?`` when unknown."""
+    status: str = "ok"
+    """``ok``, ``missing`` (not importable because a package is absent), ``broken`` or ``disabled``."""
+    reason: str = ""
+    """Why the status is not ``ok``."""
+    offers: dict[str, list[str]] = attrs.field(factory=dict)
+    """Kind -> names registered."""
+
+
+@attrs.define
+class Plugins:
+    """Everything that is installed, by kind and name."""
+
+    rows: list[PluginRow] = attrs.field(factory=list)
+    extensions: dict[tuple[str, str], Extension] = attrs.field(factory=dict)
+
+    def names(self, kind: str) -> list[str]:
+        """Return the sorted names registered under ``kind``."""
+        return sorted(name for k, name in self.extensions if k == kind)
+
+    def find(self, kind: str, name: str) -> Extension | None:
+        """Return the extension, or None when nothing of that kind has the name."""
+        return self.extensions.get((kind, name))
+
+    def get(self, kind: str, name: str) -> Extension:
+        """Return the extension; an ``AltgradError`` lists what there is and which plugins did not load."""
+        extension = self.find(kind, name)
+        if extension is None:
+            raise AltgradError(unknown(kind, name, self.names(kind)) + self.hint())
+        return extension
+
+    def hint(self) -> str:
+        """Return a sentence naming the plugins that did not load, empty when all did."""
+        silent = [f"{row.name} ({row.status}: {row.reason})" for row in self.rows if row.status != "ok"]
+        return f" Plugins that did not load: {'; '.join(silent)}." if silent else ""
+
+
+def load_plugins(
+    *,
+    modules: Iterable[str] = DEFAULT_PLUGINS,
+    entry_points: Iterable[importlib.metadata.EntryPoint] | None = None,
+    disabled: Iterable[str] | None = None,
+) -> Plugins:
+    """Load the built-in ``modules``, then the installed ``entry_points``, and collect what they register.
+
+    ``disabled`` names plugins that are not even imported; by default the comma-separated environment variable
+    ``ALTGRAD_DISABLE_PLUGINS``. Nothing a plugin does raises here; see ``Plugins.rows`` for the outcome of each.
+    """
+    if entry_points is None:
+        entry_points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+    if disabled is None:
+        disabled = [name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",")]
+    disabled = set(disabled)
+    plugins = Plugins()
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    version = _version("altgrad")
+    for module in modules:
+        row = PluginRow(name=module, source="built-in", version=version)
+        _load(plugins, manager, row, functools.partial(importlib.import_module, f"{module}.plugin"), disabled)
+    for entry in sorted(entry_points, key=lambda e: (e.name, e.value)):
+        dist = entry.dist
+        row = PluginRow(name=entry.name, source=dist.name if dist else "?", version=dist.version if dist else "?")
+        _load(plugins, manager, row, entry.load, disabled)
+    return plugins
+
+
+@functools.cache
+def installed() -> Plugins:
+    """Return this process's plugins, loaded at the first call."""
+    return load_plugins()
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "?"
+
+
+def _load(
+    plugins: Plugins, manager: pluggy.PluginManager, row: PluginRow, load: Callable[[], Any], disabled: set[str]
+) -> None:
+    plugins.rows.append(row)
+    if row.name in disabled:
+        row.status, row.reason = "disabled", f"named in {DISABLE_VARIABLE}"
+        return
+    if manager.has_plugin(row.name):
+        row.status, row.reason = "broken", f"another plugin is already called '{row.name}'"
+        return
+    try:
+        manager.register(load(), row.name)
+        manager.check_pending()  # a misspelt hook is accepted by register()
+        found = _collect(manager, row)
+    except ModuleNotFoundError as error:
+        row.status, row.reason = "missing", f"needs the package '{error.name}', which is not installed"
+    except Exception as error:
+        row.status, row.reason = "broken", f"{type(error).__name__}: {error}"
+    else:
+        clash = next((plugins.extensions[key] for key in found if key in plugins.extensions), None)
+        if clash is None:
+            plugins.extensions.update(found)
+            for kind, name in found:
+                row.offers.setdefault(kind, []).append(name)
+            return
+        row.status = "broken"
+        row.reason = f"the {clash.kind} '{clash.name}' is already registered by '{clash.plugin}'; rename one of them"
+    if manager.has_plugin(row.name):
+        manager.unregister(name=row.name)
+
+
+def _collect(manager: pluggy.PluginManager, row: PluginRow) -> dict[tuple[str, str], Extension]:
+    """Call the plugin's hooks and return what it registers; raises on anything invalid, so that all or nothing counts."""
+    found: dict[tuple[str, str], Extension] = {}
+    others = [plugin for name, plugin in manager.list_name_plugin() if name != row.name]
+
+    def add(kind: str, name: str, value: Any, options: type | None) -> None:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise TypeError(f"register() of a {kind} takes a lower-case name ({_NAME.pattern}), got {name!r}")
+        if options is not None and not attrs.has(options):
+            raise TypeError(f"options= of the {kind} '{name}' must be an attrs class, got {options!r}")
+        if (kind, name) in found:
+            raise ValueError(f"the {kind} '{name}' is registered twice")
+        found[kind, name] = Extension(
+            kind=kind, name=name, plugin=row.name, value=value, options=options or NoOptions
+        )
+
+    def register_build(kind: str, name: str, build: Callable[..., Any], options: type | None = None) -> None:
+        if not callable(build):
+            raise TypeError(f"register('{name}', build): build must be callable, got {build!r}")
+        add(kind, name, build, options)
+
+    def register_recipe(name: str, table: Mapping[str, Any]) -> None:
+        if not isinstance(table, Mapping):
+            raise TypeError(f"register('{name}', table): table must be a mapping, got {table!r}")
+        add("recipe", name, table, None)
+
+    def register_format(format: Any) -> None:
+        from altgrad_core.numerics.formats import Format
+
+        if not isinstance(format, Format):
+            raise TypeError(f"register(format) takes an altgrad_core.numerics.Format, got {format!r}")
+        add("format", format.name, format, None)
+
+    for hook, kind in KINDS.items():
+        caller = manager.subset_hook_caller(hook, remove_plugins=others)
+        if kind == "format":
+            caller(register=register_format)
+        elif kind == "recipe":
+            caller(register=register_recipe)
+        else:
+            caller(register=functools.partial(register_build, kind))
+    return found
