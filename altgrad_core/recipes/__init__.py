@@ -1,0 +1,1 @@
+"""Which operand of which layer is cast to what."""

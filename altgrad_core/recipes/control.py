@@ -1,0 +1,69 @@
+"""The switches that all converted layers of one model share: casting on or off, statistics collected or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from altgrad_core.numerics.statistics import combine
+
+
+class CastControl:
+    """One per converted model. Layers read it at every call; probes and the shadow switch it."""
+
+    def __init__(self) -> None:
+        self.casting = True
+        self.collecting = False
+        self._collected: dict[str, list[torch.Tensor]] = {}
+
+    def record(self, key: str, statistics: torch.Tensor) -> None:
+        """Keep a statistics vector under ``layer.operand``; stays on its device."""
+        self._collected.setdefault(key, []).append(statistics)
+
+    def take(self) -> dict[str, torch.Tensor]:
+        """Return ``layer.operand`` -> statistics over everything cast since the last call, and forget it."""
+        taken = {key: combine(torch.stack(vectors)) for key, vectors in self._collected.items()}
+        self._collected = {}
+        return taken
+
+
+def control_of(model: nn.Module) -> CastControl | None:
+    """Return the control of a converted model, None when nothing in it is converted."""
+    for module in model.modules():
+        control = getattr(module, "cast_control", None)
+        if isinstance(control, CastControl):
+            return control
+    return None
+
+
+@contextmanager
+def casts_off(model: nn.Module) -> Iterator[None]:
+    """Within the context the model computes as it did before ``convert``: no casts, no statistics, no scaling state."""
+    control = control_of(model)
+    if control is None:
+        yield
+        return
+    before = control.casting
+    control.casting = False
+    try:
+        yield
+    finally:
+        control.casting = before
+
+
+@contextmanager
+def collecting(model: nn.Module) -> Iterator[None]:
+    """Within the context every cast records its statistics; read them with ``control_of(model).take()``."""
+    control = control_of(model)
+    if control is None:
+        yield
+        return
+    before = control.collecting
+    control.collecting = True
+    try:
+        yield
+    finally:
+        control.collecting = before

@@ -1,0 +1,112 @@
+"""``convert(model, recipe)``: make a model's linear layers cast their operands as a recipe says, and say what was done."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+from torch import nn
+
+from altgrad_core.errors import AltgradError
+from altgrad_core.recipes.control import CastControl, control_of
+from altgrad_core.recipes.linear import CastLinear
+from altgrad_core.recipes.recipe import Recipe
+from altgrad_core.recipes.resolve import resolve_recipe
+
+
+@attrs.frozen(kw_only=True)
+class LayerReport:
+    """What ``convert`` did with one layer."""
+
+    name: str
+    """The layer's full name in the model."""
+    converted: bool
+    """Whether its operands are cast."""
+    recipe: str
+    """Name of the recipe that applies to it."""
+    reason: str
+    """Why it was not converted; empty when it was."""
+    backend: str
+    """``emulated``, or ``-`` for a layer that is not converted."""
+
+
+@attrs.frozen(kw_only=True)
+class ConversionSummary:
+    """What ``convert`` did with a model."""
+
+    recipe: str
+    """Name of the recipe."""
+    layers: tuple[LayerReport, ...]
+    """Every linear layer, in the order of ``model.named_modules()``."""
+    unused_overrides: tuple[str, ...]
+    """Patterns of overrides that matched no layer."""
+
+    @property
+    def converted(self) -> list[str]:
+        """Names of the converted layers."""
+        return [layer.name for layer in self.layers if layer.converted]
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Name -> reason for the layers left alone."""
+        return {layer.name: layer.reason for layer in self.layers if not layer.converted}
+
+    def __str__(self) -> str:
+        lines = [f"{self.recipe}: {len(self.converted)} of {len(self.layers)} linear layers converted"]
+        lines += [f"  left alone: {name} ({reason})" for name, reason in self.skipped.items()]
+        lines += [f"  override '{pattern}' matches no layer" for pattern in self.unused_overrides]
+        return "\n".join(lines)
+
+
+def convert(
+    model: nn.Module, recipe: str | Mapping[str, Any] | Recipe
+) -> tuple[nn.Module, ConversionSummary]:
+    """Convert ``model`` in place and return it with a summary.
+
+    Every module that is exactly an ``nn.Linear`` becomes a ``CastLinear``: the same object with the same parameters,
+    hooks and ``state_dict`` keys (a policy with state, such as delayed scaling, adds buffers of its own). Subclasses of
+    ``nn.Linear`` are left alone, since they may compute something else. ``recipe`` is a name (``"e5m2"``, ``"hybrid"``,
+    any format), a table as in ``experiments.toml``, or a ``Recipe``. The recipe's ``compute`` and ``gradient`` are
+    not the layers' business: run the model under ``torch.autocast`` and cast gradients where you call the optimizer.
+
+    Raises ``AltgradError`` when the model is already converted, or the recipe does not exist.
+    """
+    if control_of(model) is not None:
+        raise AltgradError("This model is converted already; convert a fresh one.")
+    if not isinstance(recipe, Recipe):
+        recipe = resolve_recipe(recipe)
+    control = CastControl()
+    reports, used = [], set()
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, nn.Linear):
+            continue
+        override = next((o for o in recipe.overrides if fnmatch.fnmatchcase(name, o.match)), None)
+        if override is not None:
+            used.add(override.match)
+        applied = recipe if override is None else override.recipe
+        reason = _reason_to_skip(module, applied)
+        if not reason:
+            module.__class__ = CastLinear
+            assert isinstance(module, CastLinear)
+            module.equip(name, applied, control)
+        reports.append(
+            LayerReport(
+                name=name,
+                converted=not reason,
+                recipe=applied.name,
+                reason=reason,
+                backend="-" if reason else "emulated",
+            )
+        )
+    unused = tuple(o.match for o in recipe.overrides if o.match not in used)
+    return model, ConversionSummary(recipe=recipe.name, layers=tuple(reports), unused_overrides=unused)
+
+
+def _reason_to_skip(module: nn.Linear, recipe: Recipe) -> str:
+    if not recipe.casts():
+        return f"the recipe '{recipe.name}' casts no operand"
+    if type(module) is not nn.Linear:
+        return f"{type(module).__name__} is a subclass of Linear that may compute something else"
+    return ""

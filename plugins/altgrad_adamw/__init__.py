@@ -1,0 +1,1 @@
+"""AdamW with weight decay on matrices only."""
