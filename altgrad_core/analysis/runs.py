@@ -1,0 +1,263 @@
+"""A run folder, read back: configuration, metrics, alerts, checkpoints and times, all from its files alone.
+
+``events.jsonl`` is appended to, also after a resume, so a step may be there twice. The later line wins for each
+(step, metric); what a crashed stretch logged beyond the checkpoint stays until it is written again. A process that
+dies while it writes leaves a torn last line, which is left out. Any other line that is not an event is an error: a
+file damaged in its middle would otherwise give a comparison of numbers that nobody measured.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import re
+import statistics
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import tomli
+
+from altgrad_core.errors import AltgradError
+from altgrad_core.training.events import Event, metrics_of
+
+CONFIG, ENVIRONMENT, EVENTS = "run.toml", "env.json", "events.jsonl"
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Run:
+    """One run as its folder tells it."""
+
+    folder: Path
+    """The folder that was read."""
+    config: Mapping[str, Any]
+    """``run.toml``: the run's complete configuration."""
+    environment: Mapping[str, Any]
+    """``env.json``: versions, device, commit; empty when the run has not started."""
+    status: str
+    """pending, running, done, failed, stopped or interrupted."""
+    reason: str
+    """Why the run has that status, in the words of its last status event; may be empty."""
+    values: Mapping[int, Mapping[str, float]]
+    """Step -> metric name -> value, in step order."""
+    alerts: tuple[Event, ...]
+    """Alert events in step order, one for each (step, alert)."""
+    checkpoints: tuple[Event, ...]
+    """Checkpoint events in step order, one for each path."""
+    facts: Mapping[str, Mapping[str, Any]]
+    """What the run said about its parts at its (last) start: ``model``, ``data``, ``device``, ... -> name -> value."""
+    stretches: int
+    """How often the run was started; above 1 after a resume."""
+    wall_time_s: float
+    """Seconds between the start and the last event of each stretch, summed."""
+
+    @property
+    def name(self) -> str:
+        """The run's name, by its configuration."""
+        return str(self.config.get("name", self.folder.name))
+
+    @property
+    def experiment(self) -> str:
+        """The experiment's name, by the run's configuration."""
+        return str(self.config.get("experiment", self.folder.parent.name))
+
+    @property
+    def baseline(self) -> bool:
+        """Whether the experiment marks this run as the one that others are compared with."""
+        return bool(self.config.get("baseline", False))
+
+    @property
+    def planned_steps(self) -> int | None:
+        """Optimizer steps that the configuration asks for."""
+        steps = self.config.get("train", {}).get("steps")
+        return None if steps is None else int(steps)
+
+    @property
+    def last_step(self) -> int | None:
+        """The last step with a training loss; None before the first."""
+        return max((step for step, values in self.values.items() if "train/loss" in values), default=None)
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Median of ``train/tokens_per_s``: the first steps, which compile and warm up, do not move it."""
+        speeds = [value for value in self.metrics("train/tokens_per_s")[1] if math.isfinite(value)]
+        return statistics.median(speeds) if speeds else None
+
+    def metrics(self, name: str) -> tuple[list[int], list[float]]:
+        """Return the steps at which ``name`` was logged, ascending, and its values; both empty when it never was."""
+        pairs = [(step, values[name]) for step, values in self.values.items() if name in values]
+        return [step for step, _ in pairs], [value for _, value in pairs]
+
+    def metric_names(self) -> list[str]:
+        """Return every metric's name in the order of first appearance, which for layers is the model's order."""
+        return list(dict.fromkeys(name for values in self.values.values() for name in values))
+
+    def layers(self, metric: str) -> list[str]:
+        """Return what follows ``<metric>/``, in model order: layers or operands such as ``blocks.0.attn.qkv.input``."""
+        prefix = f"{metric}/"
+        return [name.removeprefix(prefix) for name in self.metric_names() if name.startswith(prefix)]
+
+    def frame(self) -> Any:
+        """Return a ``pandas.DataFrame``: index ``step``, one column a metric, NaN where a step has no value."""
+        try:
+            pandas = importlib.import_module("pandas")
+        except ModuleNotFoundError as error:
+            raise AltgradError("run.frame() needs pandas, which is not installed: pip install pandas") from error
+        frame = pandas.DataFrame.from_dict(dict(self.values), orient="index", columns=self.metric_names())
+        frame.index.name = "step"
+        return frame
+
+
+def load_run(folder: str | Path) -> Run:
+    """Read ``runs/<experiment>/<run>/``. A run that has not started yet is read as pending, without metrics.
+
+    Raises ``AltgradError`` when ``folder`` is not a run's folder or one of its files is damaged.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    environment = _read_environment(folder / ENVIRONMENT)
+    log = _Log()
+    if (folder / EVENTS).exists():
+        log.read(folder / EVENTS)
+    return Run(
+        folder=folder,
+        config=config,
+        environment=environment,
+        status=log.status,
+        reason=log.reason,
+        values=dict(sorted(log.values.items())),
+        alerts=_by_step(log.alerts.values()),
+        checkpoints=_by_step(log.checkpoints.values()),
+        facts=log.facts,
+        stretches=log.stretches,
+        wall_time_s=log.wall_time_s(),
+    )
+
+
+def load_experiment_runs(folder: str | Path) -> list[Run]:
+    """Read every run below the experiment's ``folder``: the baseline first, the others by name (2 before 10)."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise AltgradError(f"Expected an experiment's folder such as runs/<experiment>; there is no folder {folder}.")
+    if (folder / CONFIG).exists():
+        raise AltgradError(
+            f"Expected an experiment's folder such as runs/<experiment>, got the folder of one run: {folder}. "
+            f"Give the folder above it: {folder.parent}."
+        )
+    folders = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
+    if not folders:
+        raise AltgradError(
+            f"Expected an experiment's folder with at least one run (a folder with a {CONFIG}), found none in {folder}."
+            " `altgrad run FILE` makes them."
+        )
+    return sorted((load_run(path) for path in folders), key=lambda run: (not run.baseline, _natural(run.name)))
+
+
+@attrs.define
+class _Log:
+    """What is gathered from the events in one pass."""
+
+    status: str = "pending"
+    reason: str = ""
+    values: dict[int, dict[str, float]] = attrs.field(factory=dict)
+    alerts: dict[tuple[int, str], Event] = attrs.field(factory=dict)
+    checkpoints: dict[str, Event] = attrs.field(factory=dict)
+    facts: dict[str, dict[str, Any]] = attrs.field(factory=dict)
+    stretches: int = 0
+    finished_s: float = 0.0
+    started: float | None = None
+    latest: float = 0.0
+
+    def read(self, path: Path) -> None:
+        lines = path.read_bytes().split(b"\n")
+        last = max((number for number, line in enumerate(lines) if line.strip()), default=-1)
+        for number, line in enumerate(lines[: last + 1]):
+            if not line.strip():
+                continue
+            try:
+                event = json.loads(line)
+                self.take(event)
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                if number == last:
+                    return
+                raise AltgradError(
+                    f"{path}:{number + 1}: expected one JSON object with an event, got {_excerpt(line)} "
+                    f"({type(error).__name__}: {error}). Only a torn last line is tolerated. "
+                    "Remove the line if it is known to be damaged, or run the experiment again with --fresh."
+                ) from error
+
+    def take(self, event: Event) -> None:
+        kind, time = event["event"], float(event["time"])
+        if kind == "metrics":
+            values = metrics_of(event)
+            self.values.setdefault(int(event["step"]), {}).update(values)
+        elif kind == "alert":
+            self.alerts[int(event["step"]), event["alert"]] = event
+        elif kind == "checkpoint":
+            self.checkpoints[event["path"]] = event
+        elif kind == "init":
+            self.facts.setdefault(event["what"], {}).update(event["facts"])
+        elif kind == "status":
+            self.status, self.reason = event["status"], event.get("reason") or ""
+            if self.status == "running":
+                self.close(self.latest)  # a crash leaves no status: the stretch ended with its last event
+                self.started = time
+                self.stretches += 1
+            else:
+                self.close(time)
+        self.latest = time
+
+    def close(self, time: float) -> None:
+        if self.started is not None:
+            self.finished_s += max(0.0, time - self.started)
+            self.started = None
+
+    def wall_time_s(self) -> float:
+        return self.finished_s + (0.0 if self.started is None else max(0.0, self.latest - self.started))
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file():
+        if not folder.exists():
+            found = "there is no such folder"
+        elif folder.is_file():
+            found = "that is a file"
+        elif any(folder.glob(f"*/{CONFIG}")):
+            names = ", ".join(sorted(p.parent.name for p in folder.glob(f"*/{CONFIG}"))[:8])
+            found = f"that folder holds runs: name one of them ({names})"
+        else:
+            found = f"that folder has no {CONFIG}"
+        raise AltgradError(f"Expected a run's folder, runs/<experiment>/<run> with a {CONFIG}, got {folder}: {found}.")
+    try:
+        return tomli.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # also TOMLDecodeError and UnicodeDecodeError
+        raise AltgradError(f"{path}: expected the TOML that `altgrad run` wrote: {error}") from error
+
+
+def _read_environment(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        environment = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AltgradError(f"{path}: expected the JSON that `altgrad run` wrote: {error}") from error
+    if not isinstance(environment, dict):
+        raise AltgradError(f"{path}: expected a JSON object, got {type(environment).__name__}")
+    return environment
+
+
+def _by_step(events: Iterable[Event]) -> tuple[Event, ...]:
+    return tuple(sorted(events, key=lambda event: int(event.get("step") or 0)))
+
+
+def _excerpt(line: bytes) -> str:
+    text = line.decode("utf-8", errors="replace")
+    return repr(text if len(text) <= 60 else text[:60] + "...")
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    parts = [part for part in re.split(r"(\d+)", name) if part]
+    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]

@@ -1,0 +1,105 @@
+"""A row of the comparison in words, with the evidence, and no more than the evidence allows."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from altgrad_core.analysis.table import percent
+
+if TYPE_CHECKING:
+    from altgrad_core.analysis.compare import Row
+
+# Mean cosine to the FP32 gradient. 0.99 is an angle of 8 degrees, 0.95 of 18, 0.7 of 45.
+_DIRECTIONS = (
+    (0.99, "its gradients point the same way as in FP32"),
+    (0.95, "its gradients point nearly the same way as in FP32"),
+    (0.70, "its gradients turn away from those of FP32"),
+    (-1.01, "its gradients have little to do with those of FP32"),
+)
+_EQUAL_PERCENT = 0.05
+
+
+def verdict(row: Row, baseline: str | None) -> str:
+    """Return one or more sentences on ``row``, compared with the run called ``baseline`` when there is one."""
+    if row.steps is None:
+        return f"{row.name} has not logged a step yet (status: {row.status}{_because(row)})."
+    sentences = [_progress(row), _loss(row, baseline), _evidence(row), _caveat(row, baseline)]
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _progress(row: Row) -> str:
+    if row.status == "done":
+        return ""
+    at = f"step {row.steps}" + (f" of {row.planned_steps}" if row.planned_steps is not None else "")
+    if row.status == "running":
+        return f"{row.name} is unfinished: it is running, at {at}."
+    if row.status == "stopped" and row.nan_steps:
+        steps = _counted(row.nan_steps, "step")
+        return f"{row.name} was stopped at {at} after {steps} with NaN or infinity{_because(row)}."
+    words = {"failed": "failed", "stopped": "was stopped", "interrupted": "is unfinished: it was interrupted"}
+    return f"{row.name} {words.get(row.status, f'is {row.status}')} at {at}{_because(row)}."
+
+
+def _because(row: Row) -> str:
+    return f" ({row.reason.rstrip('.')})" if row.reason else ""
+
+
+def _loss(row: Row, baseline: str | None) -> str:
+    if row.final_loss is None:
+        return ""
+    kind = "validation loss" if row.loss_kind == "validation" else "mean of the last training losses"
+    final = f"{kind} of {_number(row.final_loss)}"
+    if baseline is None:
+        best = f", {row.best_loss:.4g} at best" if row.best_loss is not None else ""
+        return f"{row.name} has a {final}{best}; there is no baseline to compare it with."
+    if row.compared_loss is None or row.baseline_loss is None:
+        return f"{row.name} has a {final}; {baseline} has none at the same step to compare it with."
+    losses = f"{kind} {_number(row.compared_loss)} against {_number(row.baseline_loss)}"
+    if row.difference_percent is None:
+        lost = baseline if math.isfinite(row.compared_loss) else row.name
+        return f"The loss of {lost} is not a finite number at step {row.compared_step} ({losses})."
+    side = "above" if row.difference_percent > 0 else "below"
+    away = f"{percent(abs(row.difference_percent), digits=1)} {side}"
+    if abs(row.difference_percent) < _EQUAL_PERCENT:
+        away = "level with"
+    if row.compared_at_end and row.status == "done":
+        return f"{row.name} ends {away} {baseline} ({losses})."
+    return (
+        f"At step {row.compared_step}, the last at which both have a loss, {row.name} is {away} {baseline} ({losses})."
+    )
+
+
+def _evidence(row: Row) -> str:
+    clauses = []
+    if row.grad_cos_sim is not None:
+        words = next(text for least, text in _DIRECTIONS if row.grad_cos_sim >= least)
+        clauses.append(f"{words} (mean cosine {row.grad_cos_sim:.3f})")
+    rates = [
+        f"{percent(value)} {what}"
+        for value, what in ((row.overflow_percent, "overflow"), (row.underflow_percent, "underflow"))
+        if value is not None
+    ]
+    if rates:
+        clauses.append(f"{' and '.join(rates)} in its casts")
+    if row.bit_stall_percent is not None:
+        clauses.append(f"{percent(row.bit_stall_percent)} of its weights keep their cast value in a step (bit stall)")
+    if row.nan_steps and row.status != "stopped":
+        clauses.append(f"{_counted(row.nan_steps, 'step')} had NaN or infinity")
+    text = "; ".join(clauses)
+    return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
+def _caveat(row: Row, baseline: str | None) -> str:
+    if not row.differs_in or baseline is None:
+        return ""
+    shown = ", ".join(row.differs_in[:4]) + (", ..." if len(row.differs_in) > 4 else "")
+    return f"Not the format alone: it also differs from {baseline} in {shown}."
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else "NaN" if math.isnan(value) else "infinity"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
