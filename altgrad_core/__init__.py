@@ -1,0 +1,60 @@
+"""AltGrad: what does this number format do to my training, where, and why?
+
+Importing this package does not import torch; the functions below do when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from altgrad_core.errors import AltgradError, RunFailed
+from altgrad_core.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from altgrad_core.analysis.runs import Run, load_run
+    from altgrad_core.api import run
+    from altgrad_core.numerics.cast import quantize
+    from altgrad_core.numerics.formats import FloatFormat, Format
+    from altgrad_core.numerics.registry import get_format
+    from altgrad_core.recipes.convert import ConversionSummary, convert
+    from altgrad_core.recipes.recipe import Recipe
+
+_LAZY = {
+    "ConversionSummary": "altgrad_core.recipes.convert",
+    "FloatFormat": "altgrad_core.numerics.formats",
+    "Format": "altgrad_core.numerics.formats",
+    "Recipe": "altgrad_core.recipes.recipe",
+    "Run": "altgrad_core.analysis.runs",
+    "convert": "altgrad_core.recipes.convert",
+    "get_format": "altgrad_core.numerics.registry",
+    "load_run": "altgrad_core.analysis.runs",
+    "quantize": "altgrad_core.numerics.cast",
+    "run": "altgrad_core.api",
+}
+
+__all__ = [
+    "AltgradError",
+    "ConversionSummary",
+    "FloatFormat",
+    "Format",
+    "Recipe",
+    "Run",
+    "RunFailed",
+    "convert",
+    "get_format",
+    "hookimpl",
+    "load_run",
+    "quantize",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'altgrad_core' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,59 @@
+"""``altgrad``: the command line's entry point. Knows the verbs; each verb's module does the work."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from altgrad_core.cli import check, compare, data, formats, plugins, report, run
+from altgrad_core.errors import AltgradError
+
+app = typer.Typer(
+    name="altgrad",
+    help="What does this number format do to my training, where, and why?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(run.run)
+app.command()(check.check)
+app.command()(formats.formats)
+app.command()(plugins.plugins)
+app.command()(compare.compare)
+app.command()(report.report)
+app.add_typer(data.app, name="data")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"altgrad {version('altgrad')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Number-format experiments for transformer training."""
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 a run failed, 2 wrong input, 130 interrupted."""
+    try:
+        app()
+    except AltgradError as error:
+        if "--debug" in sys.argv:
+            raise
+        typer.echo(f"altgrad: {error}", err=True)
+        sys.exit(error.exit_status)
+    except BrokenPipeError:
+        # `altgrad compare ... | head`: the reader has seen enough
+        sys.stderr.close()
+        sys.exit(0)

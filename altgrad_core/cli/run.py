@@ -1,0 +1,66 @@
+"""``altgrad run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def run(
+    file: Annotated[Path, typer.Argument(help="The experiment file.")] = Path("experiments.toml"),
+    only: Annotated[list[str] | None, typer.Option("--only", help="Only this run (name or pattern); repeatable.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a key in every run (train.steps=50) or in one (RUN:train.steps=50)."),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Move earlier folders of the runs aside and start over.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Resume runs that failed.")] = False,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs trained at the same time.")] = 1,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    runs: Annotated[Path, typer.Option("--runs", help="Where run folders land.")] = Path("runs"),
+) -> None:
+    """Train what is missing, show it live, compare, and write the report.
+
+    Finished runs are skipped, interrupted ones resume from their newest checkpoint. Ctrl-C saves a checkpoint first.
+    """
+    from rich.console import Console
+
+    from altgrad_core.analysis.compare import compare, table
+    from altgrad_core.analysis.report import write_report
+    from altgrad_core.analysis.runs import load_experiment_runs
+    from altgrad_core.cli.console import make_console
+    from altgrad_core.experiments.config import load_experiment
+    from altgrad_core.experiments.runner import Interrupted, run_experiment
+
+    experiment = load_experiment(file, overrides=set_ or ())
+    console = Console()
+    screen = make_console(console)
+    try:
+        statuses = run_experiment(
+            experiment,
+            runs,
+            screen,
+            only=only or (),
+            fresh=fresh,
+            retry_failed=retry_failed,
+            jobs=jobs,
+            device=device,
+        )
+    except Interrupted as interrupted:
+        screen.close()
+        console.print("Interrupted. Give the same command again to go on from the checkpoints.")
+        raise typer.Exit(interrupted.exit_status) from None
+    finally:
+        screen.close()
+    folder = runs / experiment.name
+    comparison = compare(load_experiment_runs(folder))
+    console.print(table(comparison))
+    for verdict in comparison.verdicts:
+        console.print(verdict, highlight=False)
+    console.print(f"Report: {write_report(folder)}", highlight=False, soft_wrap=True)
+    failed = [name for name, status in statuses.items() if status not in ("done", "stopped")]
+    if failed:
+        console.print(f"[bold red]Not finished: {', '.join(failed)}.[/]", highlight=False)
+        raise typer.Exit(1)

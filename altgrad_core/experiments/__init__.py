@@ -1,0 +1,1 @@
+"""experiments.toml -> checked configuration -> run folders -> workers."""

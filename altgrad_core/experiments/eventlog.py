@@ -1,0 +1,141 @@
+"""The event log of a run: appends to ``events.jsonl`` and hands every event to the sinks.
+
+A line is on its way to the disk before ``emit`` returns, so ``kill -9`` loses at most the line being written; its torn
+rest is cut off when the run is resumed. A sink that raises is closed and dropped with one warning: training goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from altgrad_core.errors import RunFailed
+from altgrad_core.training.events import Event, MetricSink
+
+
+class EventLog:
+    """Open for one worker. Sinks receive nothing before ``start_sinks``: a resumed run first gives them their state."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        _cut_torn_line(path)
+        self._file = path.open("a", encoding="utf-8")
+        self._sinks: dict[str, MetricSink] = {}
+        self._states: dict[str, Any] = {}
+        self._waiting: list[Event] | None = []
+
+    def emit(self, event: Event) -> None:
+        """Append an event, stamped with the time; a full disk is a ``RunFailed``."""
+        event = {"time": round(time.time(), 3), **event}
+        try:
+            self._file.write(json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise RunFailed(f"Could not append to {self.path}: {error}. What is written so far is kept.") from error
+        if self._waiting is not None:
+            self._waiting.append(event)
+        else:
+            self._forward(event)
+
+    def log(self, message: str, level: str = "info") -> None:
+        """Emit a ``log`` event."""
+        self.emit({"event": "log", "level": level, "message": message})
+
+    def warn(self, message: str) -> None:
+        """Emit a ``log`` event of level ``warning``."""
+        self.log(message, "warning")
+
+    def add_sink(self, name: str, build: Callable[[], MetricSink]) -> None:
+        """Build a sink; one that cannot be built is left out with a warning."""
+        try:
+            self._sinks[name] = build()
+        except Exception as error:
+            self.warn(f"The sink '{name}' could not start and receives nothing: {type(error).__name__}: {error}")
+
+    def start_sinks(self, first_states: Path) -> None:
+        """Give each sink its state, then the events that waited.
+
+        The state is that of the checkpoint (``load_state_dict``). A run that starts over before its first
+        checkpoint gets the state its sinks had at its very first start, kept in ``first_states``.
+        """
+        if not self._states and first_states.exists():
+            self._states = json.loads(first_states.read_text())
+        for name in list(self._sinks):
+            if name in self._states:
+                self._guarded(name, lambda sink, state=self._states[name]: sink.load_state_dict(state))
+        if not first_states.exists():
+            first_states.write_text(json.dumps(self.state_dict()))
+        waiting, self._waiting = self._waiting or [], None
+        for event in waiting:
+            self._forward(event)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of every sink."""
+        states: dict[str, Any] = {}
+        for name in list(self._sinks):
+            self._guarded(name, lambda sink, name=name: states.__setitem__(name, sink.state_dict()))
+        return states
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the states out of a checkpoint; applied by ``start_sinks``."""
+        self._states = state
+
+    def close(self) -> None:
+        """Close the sinks, then the file."""
+        for name in list(self._sinks):
+            self._guarded(name, lambda sink: sink.close())
+        self._sinks = {}
+        self._file.close()
+
+    def _forward(self, event: Event) -> None:
+        for name in list(self._sinks):
+            self._guarded(name, lambda sink: sink.write(event))
+
+    def _guarded(self, name: str, do: Callable[[MetricSink], None]) -> None:
+        try:
+            do(self._sinks[name])
+        except Exception as error:
+            sink = self._sinks.pop(name)
+            with contextlib.suppress(Exception):
+                sink.close()
+            self.warn(f"The sink '{name}' failed and receives nothing more: {type(error).__name__}: {error}")
+
+
+class EventTail:
+    """Reads the complete lines that are new in an event file since the last call."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._position = path.stat().st_size if path.exists() else 0
+
+    def new(self) -> list[Event]:
+        """Return the new events, oldest first."""
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as file:
+            file.seek(self._position)
+            block = file.read()
+        end = block.rfind(b"\n") + 1
+        self._position += end
+        return [json.loads(line) for line in block[:end].splitlines()]
+
+
+def _cut_torn_line(path: Path) -> None:
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        size = end = file.seek(0, 2)
+        while end > 0:
+            start = max(0, end - 65536)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        if end < size:
+            file.truncate(end)

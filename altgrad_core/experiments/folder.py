@@ -1,0 +1,115 @@
+"""A run's folder: where things are, who holds it, and what state the run is in.
+
+The state is what the last ``status`` event says, except that a run is *running* only while a living process holds
+the lock: the operating system drops the lock with the process, also after ``kill -9``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_args
+
+import attrs
+
+from altgrad_core.errors import AltgradError
+from altgrad_core.experiments.schema import Status
+
+STATUSES: tuple[str, ...] = get_args(Status)
+
+
+@attrs.frozen
+class RunFolder:
+    """``runs/<experiment>/<run>``."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The run's complete configuration."""
+        return self.path / "run.toml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, device, git commit."""
+        return self.path / "env.json"
+
+    @property
+    def events(self) -> Path:
+        """The truth: one JSON object a line."""
+        return self.path / "events.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """What the worker process printed."""
+        return self.path / "log.txt"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoint backends store."""
+        return self.path / "checkpoints"
+
+    @property
+    def lock(self) -> Path:
+        """Locked by the worker for as long as it lives; names it."""
+        return self.path / "run.lock"
+
+    def status(self) -> Status:
+        """Return the state of the run; see the module's text."""
+        if self.holder() is not None:
+            return "running"
+        last = last_status(self.events)
+        if last is None:
+            return "pending"
+        status: Status = last["status"]
+        return "interrupted" if status == "running" else status
+
+    def holder(self) -> str | None:
+        """Return who holds the run ("pid 123 on host"), None when nobody does."""
+        if not self.lock.exists():
+            return None
+        with self.lock.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().decode().strip() or "another process"
+        return None
+
+
+@contextmanager
+def hold(lock: Path, what: str) -> Iterator[None]:
+    """Hold ``lock`` for as long as the context; an ``AltgradError`` says who holds ``what`` when it is taken."""
+    with lock.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise AltgradError(f"{what} is held by {holder}. Wait for it, or stop that process.") from None
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
+
+
+def last_status(events: Path) -> dict[str, Any] | None:
+    """Return the last ``status`` event of a file, None when there is none; a torn last line does not count."""
+    last = None
+    if events.exists():
+        with events.open("rb") as file:
+            for line in file:
+                if b'"status"' in line and line.endswith(b"\n"):
+                    event = json.loads(line)
+                    if event.get("event") == "status":
+                        last = event
+    return last
+
+
+def status_of(folder: Path) -> Status:
+    """Return the state of the run in ``folder``."""
+    return RunFolder(folder).status()

@@ -1,0 +1,74 @@
+"""A nested state of tensors and plain values, taken apart into tensors by name and JSON, and put together again.
+
+No pickle: what is written is safetensors and JSON, so loading a checkpoint runs no code. Dicts with keys other than
+strings (optimizer states are keyed by number), tuples and non-finite floats survive the round trip. Tensors that share
+memory, such as tied weights, are stored once.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+_MARK = "$"
+
+
+def split(tree: dict[str, Any]) -> tuple[dict[str, torch.Tensor], Any]:
+    """Return (name -> tensor, JSON skeleton that refers to the tensors by name).
+
+    Names are slash-separated paths such as ``model/blocks.0.attn.qkv.weight``. Raises ``TypeError`` for a value that
+    is neither a tensor nor JSON, naming its path.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    seen: dict[tuple[Any, ...], str] = {}
+
+    def visit(value: Any, path: str) -> Any:
+        if isinstance(value, torch.Tensor):
+            value = value.detach()
+            key = (value.untyped_storage().data_ptr(), value.storage_offset(), value.shape, value.stride(), value.dtype)
+            if value.numel() == 0 or key not in seen:
+                seen[key] = path
+                tensors[path] = value.contiguous()
+                return {_MARK: "tensor", "name": path}
+            return {_MARK: "tensor", "name": seen[key]}
+        if isinstance(value, dict):
+            if all(isinstance(key, str) for key in value) and _MARK not in value:
+                return {key: visit(item, f"{path}/{key}") for key, item in value.items()}
+            items = [[visit(key, path), visit(item, f"{path}/{key}")] for key, item in value.items()]
+            return {_MARK: "dict", "items": items}
+        if isinstance(value, list):
+            return [visit(item, f"{path}/{i}") for i, item in enumerate(value)]
+        if isinstance(value, tuple):
+            return {_MARK: "tuple", "items": [visit(item, f"{path}/{i}") for i, item in enumerate(value)]}
+        if isinstance(value, float) and not math.isfinite(value):
+            return {_MARK: "float", "value": repr(value)}
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        raise TypeError(f"A checkpoint holds tensors, numbers, texts, lists, tuples and dicts; {path} is {type(value)}")
+
+    return tensors, {key: visit(value, key) for key, value in tree.items()}
+
+
+def join(tensors: dict[str, torch.Tensor], skeleton: Any) -> Any:
+    """Undo ``split``."""
+
+    def visit(value: Any) -> Any:
+        if isinstance(value, list):
+            return [visit(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        match value.get(_MARK):
+            case "tensor":
+                return tensors[value["name"]]
+            case "dict":
+                return {visit(key): visit(item) for key, item in value["items"]}
+            case "tuple":
+                return tuple(visit(item) for item in value["items"])
+            case "float":
+                return float(value["value"])
+            case _:
+                return {key: visit(item) for key, item in value.items()}
+
+    return visit(skeleton)

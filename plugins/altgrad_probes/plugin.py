@@ -1,0 +1,67 @@
+"""Registers the probes ``gradients``, ``stability``, ``updates`` and ``shadow``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+from altgrad_core.hookspecs import Register, hookimpl
+
+if TYPE_CHECKING:
+    from altgrad_core.training.probes import Probe
+
+_positive = attrs.validators.ge(1)
+
+
+@attrs.frozen(kw_only=True)
+class ProbeOptions:
+    """``probes.<name>``."""
+
+    every: int = attrs.field(default=10, validator=_positive)
+    """Steps between measurements; the first step is always measured."""
+
+
+@attrs.frozen(kw_only=True)
+class ShadowOptions:
+    """``probes.shadow``: costs an FP32 forward and backward each time, two to four BF16 steps on a CPU."""
+
+    every: int = attrs.field(default=20, validator=_positive)
+    """Steps between measurements; the first step is always measured."""
+
+
+def build_gradients(options: ProbeOptions) -> Probe:
+    """Norms, SNR and dead neurons of each parameter's gradient."""
+    from altgrad_probes.gradients import GradientsProbe
+
+    return GradientsProbe(options.every)
+
+
+def build_stability(options: ProbeOptions) -> Probe:
+    """Overflow, underflow, NaN and Inf, SQNR and dynamic range of each cast."""
+    from altgrad_probes.stability import StabilityProbe
+
+    return StabilityProbe(options.every)
+
+
+def build_updates(options: ProbeOptions) -> Probe:
+    """What the optimizer's step changes in the weights as the GEMMs read them."""
+    from altgrad_probes.updates import UpdatesProbe
+
+    return UpdatesProbe(options.every)
+
+
+def build_shadow(options: ShadowOptions) -> Probe:
+    """Gradients against FP32 at the same weights, batch and dropout masks."""
+    from altgrad_probes.shadow import ShadowProbe
+
+    return ShadowProbe(options.every)
+
+
+@hookimpl
+def altgrad_register_probes(register: Register) -> None:
+    """Register the four probes."""
+    register("gradients", build_gradients, ProbeOptions)
+    register("stability", build_stability, ProbeOptions)
+    register("updates", build_updates, ProbeOptions)
+    register("shadow", build_shadow, ShadowOptions)

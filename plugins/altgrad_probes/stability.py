@@ -1,0 +1,45 @@
+"""Per cast (``layer.operand``), over all that was cast in the step, from the statistics that the cast itself counts:
+
+| metric | definition | unit |
+| --- | --- | --- |
+| ``overflow_rate`` | finite elements clamped to the largest finite value / elements | fraction |
+| ``underflow_rate`` | non-zero elements that became zero / elements | fraction |
+| ``nan_count``, ``inf_count`` | NaN and infinite elements before the cast | elements |
+| ``sqnr_db`` | 10 log10(signal power / error power) of the cast | dB |
+| ``dynamic_range_db`` | 20 log10(amax / smallest non-zero magnitude) before the cast | dB |
+"""
+
+from __future__ import annotations
+
+import torch
+
+from altgrad_core.numerics.statistics import FIELDS
+from altgrad_core.training.probes import Probe, StepContext
+
+
+class StabilityProbe(Probe):
+    """The probe ``stability``; switches the casts' statistics on for its steps only."""
+
+    def before_forward(self, context: StepContext) -> None:
+        """Switch the statistics on."""
+        for control in context.controls:
+            control.take()
+            control.collecting = True
+
+    def after_backward(self, context: StepContext) -> None:
+        """Switch them off and read them, all casts at once."""
+        taken: dict[str, torch.Tensor] = {}
+        for control in context.controls:
+            control.collecting = False
+            taken |= control.take()
+        if not taken:
+            return
+        names = list(taken)
+        column = dict(zip(FIELDS, torch.stack(list(taken.values())).double().unbind(dim=1), strict=True))
+        add = context.measurements.add_layers
+        add("overflow_rate", names, column["overflow"] / column["elements"])
+        add("underflow_rate", names, column["underflow"] / column["elements"])
+        add("nan_count", names, column["nan"])
+        add("inf_count", names, column["inf"])
+        add("sqnr_db", names, 10 * torch.log10(column["signal_power"] / column["error_power"]))
+        add("dynamic_range_db", names, 20 * torch.log10(column["amax"] / column["amin"]))

@@ -1,0 +1,100 @@
+"""What the optimizer's step changes in the weights, as the GEMMs read them.
+
+Per weight of a linear layer, ``q`` its values in the format that the GEMM reads (the recipe's weight format, else the compute
+precision), before and after the step under the **same** scale, since a drifting amax would change every value:
+
+| metric | definition | unit |
+| --- | --- | --- |
+| ``bit_stall_rate`` | elements with a non-zero gradient whose ``q`` is the same after the step / elements with a non-zero gradient | fraction |
+| ``bit_flip_rate`` | elements whose ``q`` changed / elements | fraction |
+| ``update_ulps`` | mean of abs(w after - w before) / ulp of the format at w before | ulp |
+
+and per parameter of any kind:
+
+| metric | definition | unit |
+| --- | --- | --- |
+| ``zero_update_frac`` | elements whose FP32 master value is the same after the step / elements | fraction |
+"""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from altgrad_core.numerics.cast import cast
+from altgrad_core.numerics.codes import ulp
+from altgrad_core.numerics.formats import Format
+from altgrad_core.numerics.registry import get_format
+from altgrad_core.recipes.linear import CastLinear
+from altgrad_core.training.probes import Probe, StepContext
+
+
+@attrs.frozen
+class _Before:
+    """A linear layer's weight before the update."""
+
+    format: Format
+    scale: Tensor
+    q: Tensor
+
+
+class UpdatesProbe(Probe):
+    """The probe ``updates``; holds a copy of the weights between the two moments of its steps."""
+
+    def __init__(self, every: int) -> None:
+        super().__init__(every)
+        self._weights: dict[str, Tensor] = {}
+        self._before: dict[str, _Before] = {}
+
+    def before_update(self, context: StepContext) -> None:
+        """Copy the weights and cast them."""
+        self._weights = {name: p.detach().clone() for name, p in context.parameters.items()}
+        self._before = {}
+        names = {id(p): name for name, p in context.parameters.items()}
+        for module in context.model.modules():
+            if isinstance(module, nn.Linear) and id(module.weight) in names:
+                name = names[id(module.weight)]
+                format, scale = _reading(module, context.recipe.compute)
+                self._before[name] = _Before(format, scale, _values(self._weights[name], format, scale))
+
+    def after_update(self, context: StepContext) -> None:
+        """Compare; nothing leaves the device."""
+        zero, stall, flip, moved = [], [], [], []
+        for name, parameter in context.parameters.items():
+            weight, old = parameter.detach(), self._weights[name]
+            zero.append((weight == old).double().mean())
+            before = self._before.get(name)
+            if before is None:
+                continue
+            same = _values(weight, before.format, before.scale) == before.q
+            assert parameter.grad is not None
+            wanted = parameter.grad != 0
+            stall.append((same & wanted).sum().double() / wanted.sum())
+            flip.append(1.0 - same.double().mean())
+            moved.append(((weight - old).abs() / ulp(old, before.format, scale=before.scale)).mean())
+        add = context.measurements.add_layers
+        add("zero_update_frac", list(self._weights), torch.stack(zero))
+        if self._before:
+            layers = [name for name in self._weights if name in self._before]
+            add("bit_stall_rate", layers, torch.stack(stall))
+            add("bit_flip_rate", layers, torch.stack(flip))
+            add("update_ulps", layers, torch.stack(moved))
+        self._weights, self._before = {}, {}
+
+
+def _reading(module: nn.Linear, compute: str) -> tuple[Format, Tensor]:
+    """Return the format in which the layer's GEMMs read its weight, and the scale of this step."""
+    quantizer = module.weight_cast if isinstance(module, CastLinear) else None
+    if quantizer is None:
+        return get_format(compute), torch.ones((), device=module.weight.device)
+    training = quantizer.training
+    quantizer.eval()  # a delayed policy must not count this as a step of its history
+    scale = quantizer.scaling(module.weight.detach())
+    quantizer.train(training)
+    return quantizer.format, scale
+
+
+def _values(weight: Tensor, format: Format, scale: Tensor) -> Tensor:
+    dtype = torch.bfloat16 if format.fits_bfloat16 else torch.float32
+    return cast(weight, format, scale=scale, dtype=dtype)[0]
