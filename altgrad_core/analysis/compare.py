@@ -72,7 +72,7 @@ class Row:
     underflow_percent: float | None
     """Non-zero elements that became zero, in % of those cast."""
     bit_stall_percent: float | None
-    """Weights whose update did not change their cast value, in %."""
+    """Weights with a gradient whose value, as the GEMM reads it, a step does not change, in %."""
     tokens_per_s: float | None
     """Median training speed."""
     speed_ratio: float | None
@@ -86,7 +86,7 @@ class Row:
     differs_in: tuple[str, ...]
     """Keys, beside the recipe, in which the configuration differs from the baseline's."""
     verdict: str
-    """The row in a sentence; empty for the baseline."""
+    """The row in words."""
 
 
 @attrs.frozen(kw_only=True)
@@ -119,7 +119,9 @@ def compare(runs: Sequence[Run], baseline: Run | str | None = None) -> Compariso
             notes.append("No run is the baseline, so no differences are given.")
     elif baseline is None and len(marked) > 1:
         notes.append(f"Several runs are marked as baseline ({', '.join(marked)}); compared with the first.")
-    rows = tuple(_row(run, name, base) for run, name in zip(runs, names, strict=True))
+    plain = [_row(run, name, base) for run, name in zip(runs, names, strict=True)]
+    base_row = next((row for row in plain if row.baseline), None)
+    rows = tuple(attrs.evolve(row, verdict=verdict(row, None if row.baseline else base_row)) for row in plain)
     if any(row.loss_kind == "training" for row in rows):
         notes.append(
             f"Runs marked 'train' have no validation loss; theirs is the mean of the last {LAST_TRAINING_LOSSES} "
@@ -129,7 +131,7 @@ def compare(runs: Sequence[Run], baseline: Run | str | None = None) -> Compariso
         notes.append("Training and validation losses are not compared with each other.")
     if base is not None and any(row.difference_percent is not None and not row.baseline for row in rows):
         notes.append("Each run is a single training: repeat with other seeds before trusting a small difference.")
-    return Comparison(rows=rows, baseline=next((row for row in rows if row.baseline), None), notes=tuple(notes))
+    return Comparison(rows=rows, baseline=base_row, notes=tuple(notes))
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
@@ -177,7 +179,7 @@ def _row(run: Run, name: str, base: Run | None) -> Row:
                 difference = 100 * (compared_loss / baseline_loss - 1)
         if run.tokens_per_s is not None and base.tokens_per_s:
             speed_ratio = run.tokens_per_s / base.tokens_per_s
-    row = Row(
+    return Row(
         name=name,
         folder=str(run.folder),
         baseline=run is base,
@@ -206,7 +208,6 @@ def _row(run: Run, name: str, base: Run | None) -> Row:
         differs_in=() if base is None or base is run else _differences(run.config, base.config),
         verdict="",
     )
-    return row if row.baseline else attrs.evolve(row, verdict=verdict(row, base.name if base else None))
 
 
 def _losses(run: Run) -> tuple[LossKind | None, list[int], list[float]]:

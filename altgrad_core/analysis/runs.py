@@ -50,6 +50,8 @@ class Run:
     """What the run said about its parts at its (last) start: ``model``, ``data``, ``device``, ... -> name -> value."""
     stretches: int
     """How often the run was started; above 1 after a resume."""
+    started_s: float | None
+    """Unix time of the first event; None before the start."""
     wall_time_s: float
     """Seconds between the start and the last event of each stretch, summed."""
 
@@ -132,6 +134,7 @@ def load_run(folder: str | Path) -> Run:
         checkpoints=_by_step(log.checkpoints.values()),
         facts=log.facts,
         stretches=log.stretches,
+        started_s=log.first,
         wall_time_s=log.wall_time_s(),
     )
 
@@ -168,6 +171,7 @@ class _Log:
     stretches: int = 0
     finished_s: float = 0.0
     started: float | None = None
+    first: float | None = None
     latest: float = 0.0
 
     def read(self, path: Path) -> None:
@@ -208,6 +212,7 @@ class _Log:
             else:
                 self.close(time)
         self.latest = time
+        self.first = time if self.first is None else self.first
 
     def close(self, time: float) -> None:
         if self.started is not None:

@@ -90,7 +90,7 @@ COLUMNS = (
     Column("cosine", "gradient against FP32's, mean over steps and layers", lambda r: number(r.grad_cos_sim, 4)),
     Column("overflow", "cast elements beyond the format's largest value", lambda r: percent(r.overflow_percent)),
     Column("underflow", "non-zero cast elements that became zero", lambda r: percent(r.underflow_percent)),
-    Column("bit stall", "weights whose cast value a step leaves as it was", lambda r: percent(r.bit_stall_percent)),
+    Column("bit stall", "weights that a step leaves unmoved", lambda r: percent(r.bit_stall_percent)),
     Column("tokens/s", "median training speed", lambda r: number(r.tokens_per_s, 0)),
     Column("speed", "tokens/s over the baseline's", lambda r: _with(r.speed_ratio, "{:.2f}x")),
     Column("time", "time spent training, evaluating and saving", lambda r: duration(r.wall_time_s)),

@@ -20,11 +20,16 @@ _DIRECTIONS = (
 _EQUAL_PERCENT = 0.05
 
 
-def verdict(row: Row, baseline: str | None) -> str:
-    """Return one or more sentences on ``row``, compared with the run called ``baseline`` when there is one."""
+def verdict(row: Row, baseline: Row | None) -> str:
+    """Return one or more sentences on ``row``, compared with ``baseline`` when there is one (and it is another run)."""
     if row.steps is None:
         return f"{row.name} has not logged a step yet (status: {row.status}{_because(row)})."
-    sentences = [_progress(row), _loss(row, baseline), _evidence(row), _caveat(row, baseline)]
+    sentences = [
+        _progress(row),
+        _loss(row, None if baseline is None else baseline.name),
+        _evidence(row, baseline),
+        _caveat(row, baseline),
+    ]
     return " ".join(sentence for sentence in sentences if sentence)
 
 
@@ -50,8 +55,12 @@ def _loss(row: Row, baseline: str | None) -> str:
         return ""
     kind = "validation loss" if row.loss_kind == "validation" else "mean of the last training losses"
     final = f"{kind} of {_number(row.final_loss)}"
+    best = ""
+    if row.best_loss is not None and row.best_loss != row.final_loss:
+        best = f", {_number(row.best_loss)} at best"
+    if row.baseline:
+        return f"{row.name}, the baseline, {'ends with' if row.status == 'done' else 'has'} a {final}{best}."
     if baseline is None:
-        best = f", {row.best_loss:.4g} at best" if row.best_loss is not None else ""
         return f"{row.name} has a {final}{best}; there is no baseline to compare it with."
     if row.compared_loss is None or row.baseline_loss is None:
         return f"{row.name} has a {final}; {baseline} has none at the same step to compare it with."
@@ -70,7 +79,7 @@ def _loss(row: Row, baseline: str | None) -> str:
     )
 
 
-def _evidence(row: Row) -> str:
+def _evidence(row: Row, baseline: Row | None) -> str:
     clauses = []
     if row.grad_cos_sim is not None:
         words = next(text for least, text in _DIRECTIONS if row.grad_cos_sim >= least)
@@ -83,18 +92,23 @@ def _evidence(row: Row) -> str:
     if rates:
         clauses.append(f"{' and '.join(rates)} in its casts")
     if row.bit_stall_percent is not None:
-        clauses.append(f"{percent(row.bit_stall_percent)} of its weights keep their cast value in a step (bit stall)")
+        against = ""
+        if baseline is not None and baseline.bit_stall_percent is not None:
+            against = f", {percent(baseline.bit_stall_percent, digits=1)} in {baseline.name}"
+        clauses.append(
+            f"a step leaves {percent(row.bit_stall_percent, digits=1)} of the weights unmoved (bit stall{against})"
+        )
     if row.nan_steps and row.status != "stopped":
         clauses.append(f"{_counted(row.nan_steps, 'step')} had NaN or infinity")
     text = "; ".join(clauses)
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
-def _caveat(row: Row, baseline: str | None) -> str:
+def _caveat(row: Row, baseline: Row | None) -> str:
     if not row.differs_in or baseline is None:
         return ""
     shown = ", ".join(row.differs_in[:4]) + (", ..." if len(row.differs_in) > 4 else "")
-    return f"Not the format alone: it also differs from {baseline} in {shown}."
+    return f"Not the format alone: it also differs from {baseline.name} in {shown}."
 
 
 def _number(value: float) -> str:

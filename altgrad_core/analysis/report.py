@@ -1,0 +1,362 @@
+"""The report of an experiment: one HTML file that needs nothing else, to read, print, send and keep.
+
+The same run folders give the same bytes: the page holds no time of its own making and no random ids.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.resources
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import jinja2
+from markupsafe import Markup
+
+from altgrad_core.analysis.compare import Comparison, compare
+from altgrad_core.analysis.figures import Style, heatmap, lines, styles
+from altgrad_core.analysis.runs import Run, load_experiment_runs
+from altgrad_core.analysis.series import (
+    Layers,
+    Series,
+    data_uri,
+    layers_by_step,
+    layers_csv,
+    series_csv,
+    smoothing_width,
+)
+from altgrad_core.analysis.table import COLUMNS, MISSING
+from altgrad_core.recipes.recipe import OPERANDS
+
+REPORT = "report.html"
+_MOST_ALERTS = 100
+
+
+@attrs.frozen(kw_only=True)
+class Figure:
+    """A figure with its data."""
+
+    key: str
+    """Unique in the page; the name of its CSV file."""
+    title: str
+    """What is shown."""
+    caption: str
+    """How it was made, as far as a reader needs it."""
+    svg: Markup
+    """The drawing."""
+    csv: str
+    """Link that holds the data."""
+    legend: Sequence[tuple[str, Style]] = ()
+    """Runs drawn."""
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write ``report.html`` for the experiment in ``folder`` (``runs/<experiment>``) and return its path.
+
+    The file is replaced in one step, so that a reader never sees half of it. Raises ``AltgradError`` when the folder
+    holds no runs or one of them is damaged.
+    """
+    folder = Path(folder)
+    text = render(load_experiment_runs(folder))
+    path, draft = folder / REPORT, folder / f".{REPORT}.{os.getpid()}"
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
+
+
+def render(runs: Sequence[Run]) -> str:
+    """Return the page for ``runs`` of one experiment, in their order."""
+    comparison = compare(runs)
+    looks = styles([row.baseline for row in comparison.rows])
+    labels = [row.name for row in comparison.rows]
+    named = list(zip(labels, runs, looks, strict=True))
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    source = importlib.resources.files("altgrad_core.analysis").joinpath("report.html.jinja").read_text("utf-8")
+    cells = [[column.text(row) for column in COLUMNS] for row in comparison.rows]
+    shown = [i for i in range(len(COLUMNS)) if any(row[i] != MISSING for row in cells)]
+    alerts = [(label, look, alert) for label, run, look in named for alert in run.alerts]
+    return environment.from_string(source).render(
+        title=runs[0].experiment,
+        subtitle=_subtitle(runs, comparison),
+        verdicts=list(zip(comparison.rows, looks, strict=True)),
+        notes=comparison.notes,
+        columns=[COLUMNS[i] for i in shown],
+        rows=[
+            (row, look, [its[i] for i in shown]) for row, look, its in zip(comparison.rows, looks, cells, strict=True)
+        ],
+        not_measured=[COLUMNS[i].header for i in range(len(COLUMNS)) if i not in shown],
+        figures=_step_figures(named, comparison),
+        layer_figures=_layer_figures(named),
+        quiet=_quiet(named),
+        alerts=alerts[:_MOST_ALERTS],
+        alerts_total=len(alerts),
+        recipes=[(label, look, _recipe(run.config.get("recipe", {}))) for label, run, look in named],
+        labels=labels,
+        tables=[
+            ("Settings", _side_by_side([_without(run.config, "recipe", "name", "baseline") for run in runs])),
+            ("What the runs report", _side_by_side([run.facts for run in runs])),
+            ("Environment", _side_by_side([run.environment for run in runs])),
+        ],
+    )
+
+
+Named = tuple[str, Run, Style]
+
+
+def _subtitle(runs: Sequence[Run], comparison: Comparison) -> str:
+    parts = [f"{len(runs)} runs" if len(runs) > 1 else "1 run"]
+    parts.append(f"baseline {comparison.baseline.name}" if comparison.baseline else "no baseline")
+    starts = [run.started_s for run in runs if run.started_s is not None]
+    if starts:
+        day = datetime.datetime.fromtimestamp(min(starts), tz=datetime.UTC)
+        parts.append(f"started {day:%Y-%m-%d %H:%M} UTC")
+    done = sum(run.status == "done" for run in runs)
+    parts.append("all done" if done == len(runs) else f"{done} of {len(runs)} done")
+    return " · ".join(parts)
+
+
+def _step_figures(named: Sequence[Named], comparison: Comparison) -> list[Figure]:
+    figures = [
+        _training(named),
+        _over_steps(named, "val/loss", "validation-loss", "Validation loss", "nats a token", robust=True),
+    ]
+    if comparison.baseline is not None:
+        figures.append(_difference(named, comparison.baseline.name))
+    figures += [
+        _over_steps(
+            named, "grad_cos_sim", "gradient-cosine", "Gradient against FP32", "cosine similarity",
+            caption="Mean over layers of the cosine between the gradient and that of an FP32 pass at the same weights, "
+            "on the same batch. 1 is the same direction.",
+        ),
+        _over_steps(
+            named, "overflow_rate", "overflow", "Overflow", "% of cast elements", factor=100,
+            caption="Elements beyond the format's largest value, mean over layers and operands.",
+        ),
+        _over_steps(
+            named, "underflow_rate", "underflow", "Underflow", "% of cast elements", factor=100,
+            caption="Non-zero elements that became zero, mean over layers and operands.",
+        ),
+        _over_steps(
+            named, "bit_stall_rate", "bit-stall", "Bit stall", "% of weights", factor=100,
+            caption="Weights with a gradient whose value, as the matrix product reads it, the step leaves unchanged.",
+        ),
+    ]  # fmt: skip
+    return [figure for figure in figures if figure is not None]
+
+
+def _series(named: Sequence[Named], metric: str) -> tuple[list[Series], list[Style]]:
+    found = [(Series(label, *run.metrics(metric)), look) for label, run, look in named]
+    return [line for line, _ in found if line.steps], [look for line, look in found if line.steps]
+
+
+def _training(named: Sequence[Named]) -> Figure | None:
+    series, looks = _series(named, "train/loss")
+    if not series:
+        return None
+    width = smoothing_width(max(len(line.steps) for line in series))
+    smoothed = f"Strong: mean over {width} logged steps around each; faint: as logged. " if width > 1 else ""
+    return Figure(
+        key="training-loss",
+        title="Training loss",
+        caption=f"{smoothed}The first tenth may leave the axis at the top. A cross marks a step with NaN or infinity.",
+        svg=Markup(
+            lines(
+                [line.smooth(width) for line in series], looks, faint=series if width > 1 else (),
+                ylabel="nats a token", robust=True, salt="training-loss",
+            )
+        ),
+        csv=data_uri(series_csv(series)),
+        legend=_legend(series, looks),
+    )  # fmt: skip
+
+
+def _over_steps(
+    named: Sequence[Named], metric: str, key: str, title: str, ylabel: str, *, caption: str = "", factor: float = 1.0,
+    robust: bool = False,
+) -> Figure | None:  # fmt: skip
+    series, looks = _series(named, metric)
+    if not series:
+        return None
+    drawing = lines(
+        [line.scaled(factor) for line in series], looks, ylabel=ylabel, from_zero=factor != 1, robust=robust, salt=key
+    )
+    return Figure(
+        key=key,
+        title=title,
+        caption=caption,
+        svg=Markup(drawing),
+        csv=data_uri(series_csv(series)),
+        legend=_legend(series, looks),
+    )
+
+
+def _difference(named: Sequence[Named], baseline: str) -> Figure | None:
+    """Draw the distance from the baseline step by step: runs see the same batches, so their noise cancels."""
+    base = next(run for label, run, _ in named if label == baseline)
+    others = [(label, run, look) for label, run, look in named if label != baseline]
+    training = [(Series(label, *_ratio(run, base, "train/loss")), look) for label, run, look in others]
+    validation = [(Series(label, *_ratio(run, base, "val/loss")), look) for label, run, look in others]
+    training = [(line, look) for line, look in training if line.steps]
+    validation = [(line, look) for line, look in validation if line.steps]
+    if not training and not validation:
+        return None
+    width = smoothing_width(max((len(line.steps) for line, _ in training), default=0))
+    over = f", mean over {width} logged steps around each" if width > 1 else ""
+    drawing = lines(
+        [line.smooth(width) for line, _ in training], [look for _, look in training], dots=validation,
+        ylabel=f"% above {baseline}", zero=True, salt="difference",
+    )  # fmt: skip
+    data = [Series(f"{line.label} training", line.steps, line.values) for line, _ in training]
+    data += [Series(f"{line.label} validation", line.steps, line.values) for line, _ in validation]
+    drawn = training or validation
+    return Figure(
+        key="difference",
+        title=f"Loss against {baseline}",
+        caption=f"Line: training loss at the same step, and so on the same batch{over}. Dots: validation loss. "
+        "Above 0 is worse.",
+        svg=Markup(drawing),
+        csv=data_uri(series_csv(data)),
+        legend=_legend([line for line, _ in drawn], [look for _, look in drawn]),
+    )
+
+
+def _ratio(run: Run, base: Run, metric: str) -> tuple[list[int], list[float]]:
+    theirs = dict(zip(*base.metrics(metric), strict=True))
+    pairs = [(step, value) for step, value in zip(*run.metrics(metric), strict=True) if theirs.get(step)]
+    return [step for step, _ in pairs], [100 * (value / theirs[step] - 1) for step, value in pairs]
+
+
+def _legend(series: Sequence[Series], looks: Sequence[Style]) -> list[tuple[str, Style]]:
+    return [(line.label, look) for line, look in zip(series, looks, strict=True)]
+
+
+def _layer_figures(named: Sequence[Named]) -> list[Figure]:
+    figures = []
+    cosines = _layers(named, "grad_cos_sim")
+    low = min((value for layers in cosines for value in _finite(layers)), default=0.0)
+    for index, layers in enumerate(cosines):
+        drawing = heatmap(
+            layers,
+            label="cosine similarity",
+            low=min(low, 0.999),
+            high=1,
+            logarithmic=False,
+            salt=f"cosine-layers-{index}",
+        )
+        figures.append(_layer_figure(f"gradient-cosine-layers-{index}", "gradient against FP32", layers, drawing, ""))
+    overflows = [layers for layers in _layers(named, "overflow_rate") if max(_finite(layers), default=0) > 0]
+    high = 100 * max((value for layers in overflows for value in _finite(layers)), default=0.0)
+    positive = [100 * value for layers in overflows for value in _finite(layers) if value > 0]
+    low = max(min(positive, default=0.0), high / 1e6)
+    for index, layers in enumerate(overflows):
+        percent = attrs.evolve(layers, values=[[100 * value for value in row] for row in layers.values])
+        drawing = heatmap(
+            percent, label="% of elements", low=min(low, high / 10), high=high, logarithmic=True,
+            salt=f"overflow-layers-{index}",
+        )  # fmt: skip
+        figures.append(_layer_figure(f"overflow-layers-{index}", "overflow", layers, drawing, "Blank: no overflow. "))
+    return figures
+
+
+def _layer_figure(key: str, what: str, layers: Layers, drawing: str, blank: str) -> Figure:
+    merged = (
+        f"Each column is the mean of {layers.steps_per_column} logged steps. " if layers.steps_per_column > 1 else ""
+    )
+    return Figure(
+        key=key,
+        title=f"{layers.label}: {what}",
+        caption=f"{blank}{merged}The scale is the same for all runs.",
+        svg=Markup(drawing),
+        csv=data_uri(layers_csv(layers)),
+    )
+
+
+def _layers(named: Sequence[Named], metric: str) -> list[Layers]:
+    found = [layers_by_step(run, label, metric) for label, run, _ in named]
+    return [layers for layers in found if any(_finite(layers))]
+
+
+def _finite(layers: Layers) -> list[float]:
+    return [value for row in layers.values for value in row if math.isfinite(value)]
+
+
+def _quiet(named: Sequence[Named]) -> list[str]:
+    """Return the runs whose casts were watched and never overflowed: they have no overflow figure."""
+    found = [(label, run.metrics("overflow_rate")[1]) for label, run, _ in named]
+    return [label for label, values in found if values and not any(values)]
+
+
+def _recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe's long form as rows of a table and sentences."""
+    kept = f"{recipe.get('compute', 'bf16')}, not cast"
+    rows = []
+    for operand in (*OPERANDS, "gradient"):
+        cast = recipe.get(operand)
+        if cast is None:
+            rows.append((operand, kept, "", "", ""))
+        elif isinstance(cast, Mapping):
+            its = (_choice(cast.get("scaling", "")), cast.get("rounding", ""), cast.get("saturation", ""))
+            rows.append((operand, cast.get("format", ""), *(str(part).replace("_", " ") for part in its)))
+        else:
+            rows.append((operand, str(cast), "", "", ""))
+    overrides = [(its.get("match", ""), _short(its.get("recipe", ""))) for its in recipe.get("overrides", ())]
+    facts = {"name": recipe.get("name", ""), "compute": recipe.get("compute"), "backend": recipe.get("backend")}
+    return {"facts": facts, "rows": rows, "overrides": overrides}
+
+
+def _choice(choice: Any) -> str:
+    if not isinstance(choice, Mapping):
+        return str(choice)
+    options = ", ".join(f"{key} {_plain(value)}" for key, value in choice.items() if key != "kind")
+    return f"{choice.get('kind', '')} ({options})" if options else str(choice.get("kind", ""))
+
+
+def _short(recipe: Any) -> str:
+    if not isinstance(recipe, Mapping):
+        return str(recipe)
+    casts = [
+        f"{operand} {recipe[operand].get('format', '')}"
+        for operand in OPERANDS
+        if isinstance(recipe.get(operand), Mapping)
+    ]
+    name = str(recipe.get("name", ""))
+    return f"{name} ({', '.join(casts)})" if casts and name else ", ".join(casts) or f"{name} (nothing cast)".strip()
+
+
+def _side_by_side(tables: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str], bool]]:
+    """Return (key, value of each table, whether they are all the same), nested keys joined by dots."""
+    flat = [dict(_leaves(table)) for table in tables]
+    keys = dict.fromkeys(key for table in flat for key in table)
+    rows = [(key, [table.get(key, MISSING) for table in flat]) for key in keys]
+    return [(key, values, len(set(values)) == 1) for key, values in rows]
+
+
+def _leaves(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    found = []
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            found += _leaves(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", _plain(value)))
+    return found
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(_choice(item) for item in value)
+    return f"{value:,}" if isinstance(value, int) and value >= 100_000 else str(value)
+
+
+def _without(table: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if key not in keys}

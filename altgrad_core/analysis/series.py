@@ -1,0 +1,132 @@
+"""Series of a metric over steps: smoothing, thinning for a figure, layers by steps, and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from urllib.parse import quote
+
+import attrs
+
+from altgrad_core.analysis.runs import Run
+from altgrad_core.recipes.recipe import OPERANDS
+
+MOST_POINTS = 500
+MOST_COLUMNS = 160
+
+
+@attrs.frozen
+class Series:
+    """One line of a figure."""
+
+    label: str
+    """The run's name."""
+    steps: Sequence[int]
+    """Ascending."""
+    values: Sequence[float]
+    """One for each step; may hold NaN and infinities."""
+
+    def scaled(self, factor: float) -> Series:
+        """Return the series with every value times ``factor``."""
+        return Series(self.label, self.steps, [factor * value for value in self.values])
+
+    def finite(self) -> Series:
+        """Return the points that can be drawn."""
+        pairs = [(step, value) for step, value in zip(self.steps, self.values, strict=True) if math.isfinite(value)]
+        return Series(self.label, [step for step, _ in pairs], [value for _, value in pairs])
+
+    def smooth(self, width: int) -> Series:
+        """Return the mean over ``width`` (odd) logged steps around each one, over fewer at both ends; NaN stays out."""
+        half = width // 2
+        values = []
+        for i in range(len(self.values)):
+            reach = min(half, i, len(self.values) - 1 - i)
+            window = [value for value in self.values[i - reach : i + reach + 1] if math.isfinite(value)]
+            values.append(math.fsum(window) / len(window) if window else math.nan)
+        return Series(self.label, self.steps, values)
+
+    def thin(self, most: int = MOST_POINTS) -> Series:
+        """Return at most about ``most`` points: the smallest and largest of each stretch, so that no spike is lost."""
+        if len(self.steps) <= most:
+            return self
+        points = list(zip(self.steps, self.values, strict=True))
+        size = math.ceil(2 * len(points) / most)
+        kept: list[tuple[int, float]] = []
+        for start in range(0, len(points), size):
+            stretch = points[start : start + size]
+            kept += sorted({min(stretch, key=lambda p: p[1]), max(stretch, key=lambda p: p[1])})
+        return Series(self.label, [step for step, _ in kept], [value for _, value in kept])
+
+
+@attrs.frozen
+class Layers:
+    """A metric of one run by layer and step."""
+
+    label: str
+    """The run's name."""
+    rows: Sequence[str]
+    """Layers or layer.operands."""
+    steps: Sequence[int]
+    """First step of each column."""
+    values: Sequence[Sequence[float]]
+    """[rows][steps]; NaN where nothing was measured."""
+    steps_per_column: int
+    """Logged steps that each column is the mean of."""
+
+
+def smoothing_width(points: int) -> int:
+    """Return the number of steps to smooth over: a thirtieth of the run, odd; 1 (none) for runs under 30 steps."""
+    return points // 30 | 1 if points >= 30 else 1
+
+
+def layers_by_step(run: Run, label: str, metric: str) -> Layers:
+    """Return ``metric`` by layer and step, operand by operand, columns merged to at most ``MOST_COLUMNS``."""
+    rows = _by_operand(run.layers(metric))
+    found = [dict(zip(*run.metrics(f"{metric}/{row}"), strict=True)) for row in rows]
+    steps = sorted({step for values in found for step in values})
+    size = max(1, math.ceil(len(steps) / MOST_COLUMNS))
+    stretches = [steps[i : i + size] for i in range(0, len(steps), size)]
+    means = [[_mean([values[s] for s in stretch if s in values]) for stretch in stretches] for values in found]
+    return Layers(label, rows, [stretch[0] for stretch in stretches], means, size)
+
+
+def _by_operand(rows: list[str]) -> list[str]:
+    last = [row.rpartition(".")[2] for row in rows]
+    if not set(last) <= set(OPERANDS):
+        return rows
+    return [row for operand in OPERANDS for row, its in zip(rows, last, strict=True) if its == operand]
+
+
+def _mean(values: list[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return math.fsum(finite) / len(finite) if finite else math.nan
+
+
+def series_csv(series: Sequence[Series]) -> str:
+    """Return CSV with a column ``step`` and one for each series; a cell is empty where a series was not logged."""
+    columns = [dict(zip(line.steps, line.values, strict=True)) for line in series]
+    steps = sorted({step for column in columns for step in column})
+    body = [[step, *(f"{column[step]:.9g}" if step in column else "" for column in columns)] for step in steps]
+    return _csv([["step", *(line.label for line in series)], *body])
+
+
+def layers_csv(layers: Layers) -> str:
+    """Return CSV with a row for each layer and a column for each step; a cell is empty where nothing was measured."""
+    body = [
+        [row, *("" if math.isnan(value) else f"{value:.9g}" for value in values)]
+        for row, values in zip(layers.rows, layers.values, strict=True)
+    ]
+    return _csv([["layer", *map(str, layers.steps)], *body])
+
+
+def data_uri(text: str) -> str:
+    """Return a link that holds ``text`` as CSV; most CSV characters need no escape, so it is smaller than base64."""
+    return "data:text/csv;charset=utf-8," + quote(text, safe=",.-+/:;=@()*")
+
+
+def _csv(rows: Sequence[Sequence[object]]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    return out.getvalue()
