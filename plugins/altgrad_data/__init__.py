@@ -1,0 +1,1 @@
+"""Built-in datasets: ``stdlib``, ``text``, ``eurlex`` and ``tokens``, and the tokenizers they share."""
