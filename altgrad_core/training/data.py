@@ -28,6 +28,7 @@ META_VERSION = 1
 SPLITS = ("train", "val")
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 _REQUIRED = {"version": int, "name": str, "tokenizer": str, "vocab_size": int, "dtype": str}
+_OCCUPIED = "{} is there already and is not an empty folder. Choose another folder, or remove it first."
 _TRAIN_BATCHES = 1  # second key word of the generator: other uses of the same seed must draw other numbers
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
@@ -129,10 +130,27 @@ def publish(made: Path, folder: Path) -> None:
         made.rename(folder)  # replaces an empty folder; fails on one with files and on a file
     except OSError as error:
         if folder.exists():
-            raise FolderOccupied(
-                f"{folder} is there already and is not an empty folder. Choose another folder, or remove it first."
-            ) from error
+            raise FolderOccupied(_OCCUPIED.format(folder)) from error
         raise
+
+
+def free_folder(folder: Path) -> None:
+    """Raise ``FolderOccupied`` when ``folder`` exists and is not an empty folder: before the work, not after it."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise FolderOccupied(_OCCUPIED.format(folder))
+
+
+def copy_tokens(data: TokenData, folder: Path) -> None:
+    """Copy the token files of ``data`` to ``folder``, which appears whole or not at all, or is ``FolderOccupied``."""
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        for name in (*(f"{split}.bin" for split in SPLITS), "meta.json"):
+            shutil.copyfile(data.path / name, made / name)
+        publish(made, folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def _umask() -> int:
@@ -234,8 +252,8 @@ def check_lengths(data: TokenData, block_size: int) -> None:
         if len(tokens) <= block_size:
             raise AltgradError(
                 f"The {split} split of the dataset '{data.name}' has {len(tokens)} tokens; a sample needs "
-                f"block_size + 1 = {block_size + 1}. Lower model.block_size, give more text, or change data.val_fraction. "
-                f"(Tokens: {data.path})"
+                f"block_size + 1 = {block_size + 1}. Lower model.block_size, give more text, or change "
+                f"data.val_fraction. (Tokens: {data.path})"
             )
 
 
