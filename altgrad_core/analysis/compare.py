@@ -100,6 +100,11 @@ class Comparison:
     notes: tuple[str, ...]
     """What a reader must know to read the rows right."""
 
+    @property
+    def verdicts(self) -> tuple[str, ...]:
+        """Each run in words, in the order of the rows."""
+        return tuple(row.verdict for row in self.rows)
+
     def as_dict(self) -> dict[str, Any]:
         """Return JSON types only: missing values are None, NaN and infinities are strings as in events.jsonl."""
         rows = [{key: _plain(value) for key, value in attrs.asdict(row).items()} for row in self.rows]

@@ -22,9 +22,10 @@ from altgrad_core.recipes.recipe import OPERANDS
 # to --series-5 (blue, vermillion, green, purple, orange). Sky blue and yellow are too faint on paper.
 PALETTE = 5
 _DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
-_TEXT, _GRID = "#010203", "#010204"
+_TEXT, _GRID, _EMPTY = "#010203", "#010204", "#010205"
 _FONT = 9.5
 _WIDTH, _HEIGHT = 5.2, 2.9  # inches of 72 CSS pixels: text stays readable on a phone
+_LEAST_BAND = 8  # rows
 _MARKED = 40  # a line of at most this many points shows them
 
 
@@ -133,6 +134,7 @@ def heatmap(layers: Layers, *, label: str, low: float, high: float, logarithmic:
             np.ma.masked_invalid(values), aspect="auto", interpolation="none", cmap="cividis", norm=norm
         )
         axes.grid(visible=False)
+        axes.set_facecolor(_EMPTY)
         axes.spines.bottom.set_visible(False)
         every = math.ceil(rows / max(1, int(height * 72 / 10)))
         axes.set_yticks(range(0, rows, every), names[::every], fontsize=7.5)
@@ -156,17 +158,15 @@ def heatmap(layers: Layers, *, label: str, low: float, high: float, logarithmic:
 
 
 def _bands(rows: Sequence[str]) -> tuple[list[str], list[tuple[int, int, str]]]:
-    """Return the rows' names without their last part, and (start, stop, last part) for each stretch that shares one.
+    """Return the rows' names without their operand, and (start, stop, operand) for each stretch that shares one.
 
-    A single shared ending (``.weight``) is dropped; rows that end in no common word keep their names.
+    Rows keep their whole names where they do not end in an operand, or a band would be too low for its label.
     """
     endings = [row.rpartition(".")[2] for row in rows]
-    if set(endings) <= set(OPERANDS) and len(set(endings)) > 1:
-        bands = [(endings.index(end), endings.index(end) + endings.count(end), end) for end in dict.fromkeys(endings)]
-        return [row.rpartition(".")[0] for row in rows], bands
-    if len(set(endings)) == 1 and len(rows) > 1:
-        return [row.rpartition(".")[0] or row for row in rows], []
-    return list(rows), []
+    if not set(endings) <= set(OPERANDS) or min(endings.count(end) for end in endings) < _LEAST_BAND:
+        return list(rows), []
+    bands = [(endings.index(end), endings.index(end) + endings.count(end), end) for end in dict.fromkeys(endings)]
+    return [row.rpartition(".")[0] for row in rows], bands
 
 
 def _limit_to_end(axes: Any, series: Sequence[Series]) -> None:
@@ -219,7 +219,8 @@ def _drawing(salt: str) -> Iterator[None]:
     }
     with mpl.rc_context():
         mpl.rcdefaults()  # a user's matplotlibrc must not change the report
-        mpl.rcParams.update(settings)
+        parameters: Any = mpl.rcParams  # its keys are typed as literals
+        parameters.update(settings)
         yield
 
 
@@ -239,7 +240,7 @@ def _svg(figure: Any, looks: Sequence[Style], salt: str) -> str:
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     for look in looks:
         svg = svg.replace(look.placeholder, look.color)
-    svg = svg.replace(_TEXT, "currentColor").replace(_GRID, "var(--grid)")
+    svg = svg.replace(_TEXT, "currentColor").replace(_GRID, "var(--grid)").replace(_EMPTY, "var(--raised)")
     svg = re.sub(r"<style.*?</style>|font-family: [^;\"]*; ?", "", svg, flags=re.DOTALL)  # the page's apply
     svg = re.sub(r'( id="|="#|url\(#)', rf"\g<1>{salt}-", svg)
     svg = re.sub(r' (?:d|x|y|width|height|transform)="[^"]*"', _rounded, svg)

@@ -103,7 +103,7 @@ def render(runs: Sequence[Run]) -> str:
         labels=labels,
         tables=[
             ("Settings", _side_by_side([_without(run.config, "recipe", "name", "baseline") for run in runs])),
-            ("What the runs report", _side_by_side([run.facts for run in runs])),
+            ("What the runs report", _side_by_side([_without(run.facts, "environment") for run in runs])),
             ("Environment", _side_by_side([run.environment for run in runs])),
         ],
     )
@@ -132,6 +132,10 @@ def _step_figures(named: Sequence[Named], comparison: Comparison) -> list[Figure
     if comparison.baseline is not None:
         figures.append(_difference(named, comparison.baseline.name))
     figures += [
+        _over_steps(
+            named, "train/grad_norm", "gradient-norm", "Gradient norm", "L2 norm", robust=True,
+            caption="Of all parameters, before clipping.",
+        ),
         _over_steps(
             named, "grad_cos_sim", "gradient-cosine", "Gradient against FP32", "cosine similarity",
             caption="Mean over layers of the cosine between the gradient and that of an FP32 pass at the same weights, "
@@ -253,7 +257,9 @@ def _layer_figures(named: Sequence[Named]) -> list[Figure]:
             salt=f"cosine-layers-{index}",
         )
         figures.append(_layer_figure(f"gradient-cosine-layers-{index}", "gradient against FP32", layers, drawing, ""))
-    overflows = [layers for layers in _layers(named, "overflow_rate") if max(_finite(layers), default=0) > 0]
+    watched = {layers.label: len(layers.rows) for layers in _layers(named, "overflow_rate")}
+    overflows = [layers.above_zero() for layers in _layers(named, "overflow_rate")]
+    overflows = [layers for layers in overflows if layers.rows]
     high = 100 * max((value for layers in overflows for value in _finite(layers)), default=0.0)
     positive = [100 * value for layers in overflows for value in _finite(layers) if value > 0]
     low = max(min(positive, default=0.0), high / 1e6)
@@ -263,7 +269,9 @@ def _layer_figures(named: Sequence[Named]) -> list[Figure]:
             percent, label="% of elements", low=min(low, high / 10), high=high, logarithmic=True,
             salt=f"overflow-layers-{index}",
         )  # fmt: skip
-        figures.append(_layer_figure(f"overflow-layers-{index}", "overflow", layers, drawing, "Blank: no overflow. "))
+        rest = watched[layers.label] - len(layers.rows)
+        blank = f"Empty: no overflow, as in the {rest} other casts at every step. " if rest else "Empty: no overflow. "
+        figures.append(_layer_figure(f"overflow-layers-{index}", "overflow", layers, drawing, blank))
     return figures
 
 
@@ -309,8 +317,8 @@ def _recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
         else:
             rows.append((operand, str(cast), "", "", ""))
     overrides = [(its.get("match", ""), _short(its.get("recipe", ""))) for its in recipe.get("overrides", ())]
-    facts = {"name": recipe.get("name", ""), "compute": recipe.get("compute"), "backend": recipe.get("backend")}
-    return {"facts": facts, "rows": rows, "overrides": overrides}
+    facts = [f"{key} {recipe[key]}" for key in ("compute", "backend") if key in recipe]
+    return {"name": recipe.get("name", ""), "facts": facts, "rows": rows, "overrides": overrides}
 
 
 def _choice(choice: Any) -> str:
@@ -351,6 +359,8 @@ def _leaves(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]
 
 
 def _plain(value: Any) -> str:
+    if value is None:
+        return MISSING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):

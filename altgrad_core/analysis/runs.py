@@ -21,6 +21,7 @@ import attrs
 import tomli
 
 from altgrad_core.errors import AltgradError
+from altgrad_core.experiments.folder import RunFolder
 from altgrad_core.training.events import Event, metrics_of
 
 CONFIG, ENVIRONMENT, EVENTS = "run.toml", "env.json", "events.jsonl"
@@ -37,7 +38,7 @@ class Run:
     environment: Mapping[str, Any]
     """``env.json``: versions, device, commit; empty when the run has not started."""
     status: str
-    """pending, running, done, failed, stopped or interrupted."""
+    """pending, running, done, failed, stopped or interrupted; a run whose process died is interrupted."""
     reason: str
     """Why the run has that status, in the words of its last status event; may be empty."""
     values: Mapping[int, Mapping[str, float]]
@@ -123,12 +124,17 @@ def load_run(folder: str | Path) -> Run:
     log = _Log()
     if (folder / EVENTS).exists():
         log.read(folder / EVENTS)
+    status, reason = log.status, log.reason
+    if RunFolder(folder).holder() is not None:
+        status = "running"
+    elif status == "running":
+        status, reason = "interrupted", "its process ended without a word"
     return Run(
         folder=folder,
         config=config,
         environment=environment,
-        status=log.status,
-        reason=log.reason,
+        status=status,
+        reason=reason,
         values=dict(sorted(log.values.items())),
         alerts=_by_step(log.alerts.values()),
         checkpoints=_by_step(log.checkpoints.values()),
@@ -158,6 +164,13 @@ def load_experiment_runs(folder: str | Path) -> list[Run]:
     return sorted((load_run(path) for path in folders), key=lambda run: (not run.baseline, _natural(run.name)))
 
 
+def find_runs(folder: str | Path) -> list[Run]:
+    """Read the run in ``folder``, or all runs below it when it is an experiment's folder."""
+    folder = Path(folder)
+    experiment = not (folder / CONFIG).exists() and any(folder.glob(f"*/{CONFIG}"))
+    return load_experiment_runs(folder) if experiment else [load_run(folder)]
+
+
 @attrs.define
 class _Log:
     """What is gathered from the events in one pass."""
@@ -175,16 +188,12 @@ class _Log:
     latest: float = 0.0
 
     def read(self, path: Path) -> None:
-        lines = path.read_bytes().split(b"\n")
-        last = max((number for number, line in enumerate(lines) if line.strip()), default=-1)
-        for number, line in enumerate(lines[: last + 1]):
-            if not line.strip():
-                continue
+        *lines, _ = path.read_bytes().split(b"\n")  # what follows the last newline is torn, or being written
+        for number, line in enumerate(lines):
             try:
-                event = json.loads(line)
-                self.take(event)
+                self.take(json.loads(line))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
-                if number == last:
+                if number == len(lines) - 1:
                     return
                 raise AltgradError(
                     f"{path}:{number + 1}: expected one JSON object with an event, got {_excerpt(line)} "

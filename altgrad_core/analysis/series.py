@@ -42,8 +42,7 @@ class Series:
         half = width // 2
         values = []
         for i in range(len(self.values)):
-            reach = min(half, i, len(self.values) - 1 - i)
-            window = [value for value in self.values[i - reach : i + reach + 1] if math.isfinite(value)]
+            window = [value for value in self.values[max(0, i - half) : i + half + 1] if math.isfinite(value)]
             values.append(math.fsum(window) / len(window) if window else math.nan)
         return Series(self.label, self.steps, values)
 
@@ -74,6 +73,12 @@ class Layers:
     """[rows][steps]; NaN where nothing was measured."""
     steps_per_column: int
     """Logged steps that each column is the mean of."""
+
+    def above_zero(self) -> Layers:
+        """Return the rows that have a value above 0."""
+        kept = [i for i, values in enumerate(self.values) if any(value > 0 for value in values)]
+        rows, values = [self.rows[i] for i in kept], [self.values[i] for i in kept]
+        return attrs.evolve(self, rows=rows, values=values)
 
 
 def smoothing_width(points: int) -> int:
