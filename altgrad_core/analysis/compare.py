@@ -136,7 +136,7 @@ def compare(runs: Sequence[Run], baseline: Run | str | None = None) -> Compariso
         notes.append("Training and validation losses are not compared with each other.")
     if base is not None and any(row.difference_percent is not None and not row.baseline for row in rows):
         notes.append("Each run is a single training: repeat with other seeds before trusting a small difference.")
-    return Comparison(rows=rows, baseline=base_row, notes=tuple(notes))
+    return Comparison(rows=rows, baseline=next((row for row in rows if row.baseline), None), notes=tuple(notes))
 
 
 def _names(runs: Sequence[Run]) -> list[str]:

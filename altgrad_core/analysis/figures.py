@@ -216,6 +216,7 @@ def _drawing(salt: str) -> Iterator[None]:
         "axes.facecolor": "none",
         "savefig.facecolor": "none",
         "axes.xmargin": 0.01,
+        "text.parse_math": False,  # a layer may be called "$x$"
     }
     with mpl.rc_context():
         mpl.rcdefaults()  # a user's matplotlibrc must not change the report

@@ -217,7 +217,7 @@ def _difference(named: Sequence[Named], baseline: str) -> Figure | None:
     over = f", mean over {width} logged steps around each" if width > 1 else ""
     drawing = lines(
         [line.smooth(width) for line, _ in training], [look for _, look in training], dots=validation,
-        ylabel=f"% above {baseline}", zero=True, salt="difference",
+        ylabel="% above the baseline", zero=True, salt="difference",
     )  # fmt: skip
     data = [Series(f"{line.label} training", line.steps, line.values) for line, _ in training]
     data += [Series(f"{line.label} validation", line.steps, line.values) for line, _ in validation]

@@ -128,6 +128,8 @@ def table(comparison: Comparison, width: int | None = None) -> Table:
             break
         if header not in dropped:
             dropped.append(header)
+    others = _needed(columns, [*dropped, "run"])
+    name_width = min(_NAME_WIDTH, _longest("run", columns), max(6, width - others - 2))
     made = Table(caption_justify="left", caption_style="", pad_edge=False, box=None, header_style="bold")
     for column in COLUMNS:
         if column.header not in dropped:
@@ -136,7 +138,7 @@ def table(comparison: Comparison, width: int | None = None) -> Table:
                 justify="left" if column.left else "right",
                 no_wrap=column.header != "run",
                 overflow="fold",
-                min_width=min(_NAME_WIDTH, _longest("run", columns)) if column.header == "run" else None,
+                min_width=name_width if column.header == "run" else None,
             )
     for index, row in enumerate(comparison.rows):
         cells = [Text(cells[index]) for header, cells in columns.items() if header not in dropped]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pytest
 import tomli_w
 
 LAYERS = [f"blocks.{i}.{name}" for i in range(4) for name in ("attn.qkv", "attn.out", "mlp.up", "mlp.down")]
@@ -108,17 +107,3 @@ def training(name: str, *, steps: int = 300, seed: int = 0, planned: int = 300) 
     if steps >= planned:
         events.append(status("done", time=START + steps + 1, step=steps))
     return events
-
-
-@pytest.fixture
-def experiment(tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that writes the folder of an experiment with a plausible training of each format."""
-
-    def make(*formats: str, baseline: str | None = "bf16", steps: int = 60, planned: int | None = None) -> Path:
-        folder = tmp_path / "runs" / "e5m2-vs-bf16"
-        for name in formats:
-            made = config(name, baseline=name == baseline, recipe=recipe(name), train={"steps": planned or steps})
-            write_run(folder / name, made, training(name, steps=steps, planned=planned or steps))
-        return folder
-
-    return make

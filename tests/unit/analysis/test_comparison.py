@@ -1,0 +1,265 @@
+"""The comparison against numbers worked out by hand, and its sentences against what may be claimed."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from run_folders import START, config, metrics, recipe, status, training, write_run
+
+from altgrad_core.analysis.compare import Comparison, compare, table
+from altgrad_core.analysis.runs import Run, load_experiment_runs, load_run
+from altgrad_core.analysis.table import duration, number, percent
+from altgrad_core.errors import AltgradError
+
+
+def run(
+    folder: Path,
+    name: str,
+    losses: dict[int, Any],
+    *,
+    val: dict[int, Any] | None = None,
+    end: str | None = "done",
+    reason: str = "",
+    extra: dict[int, dict[str, Any]] | None = None,
+    **changes: Any,
+) -> Run:
+    """A run with the training ``losses`` and validation losses by step, that ends as ``end``."""
+    events = [status("running")]
+    for step, loss in losses.items():
+        events.append(metrics(step, {"train/loss": loss, **(extra or {}).get(step, {})}))
+        if val and step in val:
+            events.append(metrics(step, {"val/loss": val[step]}))
+    if end is not None:
+        events.append(status(end, time=START + 90, reason=reason))
+    changes = {"train": {"steps": 4}, **changes}
+    return load_run(write_run(folder / name, config(name, **changes), events))
+
+
+def printed(comparison: Comparison, width: int) -> str:
+    console = Console(width=width, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(table(comparison, width))
+    return capture.get()
+
+
+def test_numbers_by_hand(tmp_path: Path) -> None:
+    base_extra = {step: {"train/tokens_per_s": 1000.0} for step in (1, 2, 3, 4)}
+    losses = {1: 4.0, 2: 3.0, 3: 2.5, 4: 2.0}
+    base = run(tmp_path, "bf16", losses, val={2: 3.5, 4: 2.5}, extra=base_extra, baseline=True)
+    extra = {
+        1: {"train/tokens_per_s": 100.0, "grad_cos_sim": 0.98, "overflow_rate": 0.0, "underflow_rate": 0.5},
+        3: {"train/tokens_per_s": 600.0, "grad_cos_sim": 1.0, "overflow_rate": 0.0002, "bit_stall_rate": 0.75},
+        4: {"train/tokens_per_s": 500.0, "grad_cos_sim": "NaN", "train/grad_norm": "Infinity"},
+    }
+    other = run(tmp_path, "e5m2", losses, val={2: 3.25, 4: 2.75}, extra=extra, recipe=recipe("e5m2"))
+    comparison = compare([base, other])
+    first, second = comparison.rows
+    assert comparison.baseline is first
+    assert first.difference_percent is None
+    assert first.speed_ratio is None
+    assert first.grad_cos_sim is None
+    assert (first.final_loss, first.best_loss, first.loss_kind, first.nan_steps) == (2.5, 2.5, "validation", 0)
+    assert (second.final_loss, second.best_loss, second.compared_step) == (2.75, 2.75, 4)
+    assert second.difference_percent == pytest.approx(10.0)
+    assert second.grad_cos_sim == pytest.approx(0.99)
+    assert second.overflow_percent == pytest.approx(0.01)
+    assert second.underflow_percent == pytest.approx(50)
+    assert second.bit_stall_percent == pytest.approx(75)
+    assert (second.tokens_per_s, second.speed_ratio) == (500.0, 0.5)
+    assert (second.nan_steps, second.alerts, second.wall_time_s, second.recipe) == (1, 0, 90.0, "e5m2")
+    assert second.verdict == (
+        "e5m2 ends 10.0 % above bf16 (validation loss 2.75 against 2.5). Its gradients point the same way as in FP32 "
+        "(mean cosine 0.990); 0.01 % overflow and 50.00 % underflow in its casts; a step leaves 75.0 % of the weights "
+        "unmoved (bit stall); 1 step had NaN or infinity."
+    )
+    assert first.verdict == "bf16, the baseline, ends with a validation loss of 2.5."
+    assert "Each run is a single training" in comparison.notes[0]
+
+
+def test_unfinished_runs_are_compared_where_both_have_a_loss(tmp_path: Path) -> None:
+    losses = {step: 5.0 - step for step in (1, 2, 3, 4)}
+    base = run(tmp_path, "bf16", losses, val={1: 4.0, 2: 3.0, 4: 1.0}, baseline=True)
+    part = {1: 4.0, 2: 3.0, 3: 2.0}
+    other = run(tmp_path, "slow", part, val={1: 4.0, 2: 2.4, 3: 2.0}, end="interrupted", reason="Ctrl-C")
+    row = compare([base, other]).rows[1]
+    assert (row.compared_step, row.difference_percent) == (2, pytest.approx(-20.0))
+    assert row.verdict == (
+        "slow is unfinished: it was interrupted at step 3 of 4 (Ctrl-C). At step 2, the last at which both have a "
+        "loss, slow is 20.0 % below bf16 (validation loss 2.4 against 3)."
+    )
+
+
+def test_a_longer_run_is_not_said_to_end_ahead(tmp_path: Path) -> None:
+    base = run(tmp_path, "bf16", {1: 3.0, 2: 2.0}, val={2: 2.0}, baseline=True)
+    longer = run(tmp_path, "long", {1: 3.0, 2: 2.0, 3: 1.0}, val={2: 2.0, 3: 1.0}, train={"steps": 3})
+    row = compare([base, longer]).rows[1]
+    assert row.verdict.startswith("At step 2, the last at which both have a loss, long is level with bf16")
+    assert row.verdict.endswith("Not the format alone: it also differs from bf16 in train.steps.")
+
+
+def test_what_differs_beside_the_format_is_said(tmp_path: Path) -> None:
+    base = run(tmp_path, "bf16", {1: 3.0}, baseline=True)
+    other = run(
+        tmp_path, "other", {1: 3.0}, seed=7, recipe=recipe("e5m2"), probes={"shadow": False}, data={"kind": "text"}
+    )
+    row = compare([base, other]).rows[1]
+    assert row.differs_in == ("seed", "data.kind", "data.tokenizer", "data.val_fraction")
+
+
+def test_without_validation_the_mean_of_the_last_ten_training_losses(tmp_path: Path) -> None:
+    losses = {step: float(step) for step in range(1, 13)}
+    base = run(tmp_path, "bf16", losses, baseline=True, train={"steps": 12})
+    other = run(tmp_path, "e5m2", {s: 2 * v for s, v in losses.items()}, train={"steps": 12})
+    comparison = compare([base, other])
+    row = comparison.rows[1]
+    assert (row.loss_kind, row.final_loss, row.best_loss) == (
+        "training",
+        15.0,
+        11.0,
+    )  # 2 * mean(3..12), 2 * mean(1..10)
+    assert row.difference_percent == pytest.approx(100)
+    assert "(mean of the last training losses 15 against 7.5)" in row.verdict
+    assert any("mean of the last 10 training losses" in note for note in comparison.notes)
+    assert "15.0000 train" in printed(comparison, 200)
+
+
+def test_training_and_validation_losses_are_not_mixed(tmp_path: Path) -> None:
+    base = run(tmp_path, "bf16", {1: 3.0, 2: 2.0}, val={2: 2.0}, baseline=True)
+    other = run(tmp_path, "e5m2", {1: 3.0, 2: 2.0})
+    comparison = compare([base, other])
+    assert comparison.rows[1].difference_percent is None
+    assert comparison.rows[1].final_loss == 2.5  # of the two steps there are
+    assert "bf16 has none at the same step to compare it with" in comparison.rows[1].verdict
+    assert "Training and validation losses are not compared with each other." in comparison.notes
+
+
+def test_a_run_stopped_by_nan(tmp_path: Path) -> None:
+    base = run(tmp_path, "bf16", {1: 3.0, 2: 2.0, 3: 1.5}, val={1: 3.0, 3: 1.5}, baseline=True)
+    nan = run(
+        tmp_path, "e3m4", {1: 3.0, 2: "NaN", 3: "NaN"}, val={1: 3.0, 3: "NaN"}, end="stopped", reason="10 in a row"
+    )
+    row = compare([base, nan]).rows[1]
+    assert math.isnan(row.final_loss or 0)
+    assert (row.best_loss, row.nan_steps, row.difference_percent) == (3.0, 2, None)
+    assert row.verdict == (
+        "e3m4 was stopped at step 3 of 4 after 2 steps with NaN or infinity (10 in a row). "
+        "The loss of e3m4 is not a finite number at step 3 (validation loss NaN against 1.5)."
+    )
+    assert " NaN " in printed(compare([base, nan]), 200)
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [
+        ("failed", "x failed at step 1 of 4 (out of memory)."),
+        ("stopped", "x was stopped at step 1 of 4 (out of memory)."),
+        (None, "x is unfinished: it was interrupted at step 1 of 4 (its process ended without a word)."),
+    ],
+)
+def test_ends_are_named(tmp_path: Path, end: str | None, expected: str) -> None:
+    row = compare([run(tmp_path, "x", {1: 3.0}, end=end, reason="out of memory")]).rows[0]
+    assert (
+        row.verdict
+        == f"{expected} x has a mean of the last training losses of 3; there is no baseline to compare it with."
+    )
+
+
+def test_a_single_run_a_pending_one_and_no_baseline(tmp_path: Path) -> None:
+    pending = load_run(write_run(tmp_path / "p", config("p"), None))
+    comparison = compare([run(tmp_path, "a", {1: 3.0}), pending])
+    assert comparison.baseline is None
+    assert comparison.rows[1].verdict == "p has not logged a step yet (status: pending)."
+    assert comparison.rows[1].wall_time_s is None
+    assert comparison.rows[1].nan_steps is None
+    assert comparison.notes[0] == "No run is the baseline, so no differences are given."
+    cells = next(line for line in printed(comparison, 200).splitlines() if line.startswith("p ")).split()
+    assert cells == ["p", "pending", "-", "-", "-", "-", "-", "0"]
+    assert compare([pending]).notes == ()
+    with pytest.raises(AltgradError, match="Expected at least one run"):
+        compare([])
+
+
+def test_choosing_the_baseline(tmp_path: Path) -> None:
+    a, b = run(tmp_path, "a", {1: 3.0}, baseline=True), run(tmp_path, "b", {1: 3.3}, baseline=True)
+    assert compare([a, b]).rows[1].difference_percent == pytest.approx(10)
+    assert "Several runs are marked as baseline (a, b)" in compare([a, b]).notes[0]
+    for chosen in ("b", b):
+        other = compare([a, b], chosen)
+        assert other.baseline is other.rows[1]
+        assert other.rows[0].difference_percent == pytest.approx(100 * (3.0 / 3.3 - 1))
+    with pytest.raises(AltgradError, match=r"Unknown baseline 'bb'.*Known: a, b"):
+        compare([a, b], "bb")
+    with pytest.raises(AltgradError, match="Expected the baseline among the runs compared"):
+        compare([a], b)
+    with pytest.raises(AltgradError, match="more than once"):
+        compare([a, a])
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    runs = [run(tmp_path / e, "bf16", {1: 3.0}, experiment=e) for e in ("one", "two")]
+    assert [row.name for row in compare(runs).rows] == ["one/bf16", "two/bf16"]
+    with pytest.raises(AltgradError, match="'bf16' names 2 of the runs"):
+        compare(runs, "bf16")
+    same = [run(tmp_path / e, "bf16", {1: 3.0}) for e in ("three", "four")]
+    assert [row.name for row in compare(same).rows] == [str(tmp_path / e / "bf16") for e in ("three", "four")]
+
+
+def test_as_dict_is_json_and_keeps_missing_apart_from_nan(tmp_path: Path) -> None:
+    comparison = compare([run(tmp_path, "a", {1: "NaN"}, baseline=True), run(tmp_path, "b", {1: 2.0})])
+    read = json.loads(json.dumps(comparison.as_dict(), allow_nan=False))
+    assert read["baseline"] == "a"
+    assert read["runs"][0]["final_loss"] == "NaN"
+    assert read["runs"][0]["overflow_percent"] is None
+    assert read["runs"][1]["final_loss"] == 2.0
+    assert read["runs"][1]["differs_in"] == []
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200])
+def test_the_table_fits(tmp_path: Path, width: int) -> None:
+    for index in range(12):
+        name = "bf16" if index == 0 else f"e4m3fn-delayed-with-a-long-name-{index}"
+        events = training("bf16" if index == 0 else "e5m2", steps=20, planned=20, seed=index)
+        write_run(tmp_path / name, config(name, baseline=index == 0, train={"steps": 20}), events)
+    comparison = compare(load_experiment_runs(tmp_path))
+    text = printed(comparison, width)
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+    header = text.splitlines()[0].split()
+    assert header[:2] == ["run", "status"]
+    assert {"loss", "diff"} <= set(header)
+    assert ("Left out at this width" in " ".join(text.split())) == ("alerts" not in header)
+    assert "..." not in text
+    assert "…" not in text
+    for index in range(1, 12):
+        assert f"{index}" in text
+
+
+def test_columns_that_nobody_measured_are_named_once(tmp_path: Path) -> None:
+    text = printed(compare([run(tmp_path, "a", {1: 3.0})]), 200)
+    assert "cosine" not in text.splitlines()[0]
+    assert "Not measured: diff, cosine, overflow, underflow, bit stall, tokens/s, speed." in " ".join(text.split())
+
+
+def test_names_are_not_markup(tmp_path: Path) -> None:
+    made = config("[red]a[/]", baseline=True)
+    assert "[red]a[/] *" in printed(compare([load_run(write_run(tmp_path / "a", made, None))]), 200)
+
+
+def test_formatting() -> None:
+    assert [percent(v) for v in (None, 0.0, 0.004, 0.005, 0.3, 12.345)] == [
+        "-", "0.00 %", "<0.01 %", "0.01 %", "0.30 %", "12.35 %",
+    ]  # fmt: skip
+    assert [number(v, 1) for v in (None, math.nan, math.inf, -math.inf, 12345.67)] == [
+        "-",
+        "NaN",
+        "inf",
+        "-inf",
+        "12,345.7",
+    ]
+    assert [duration(v) for v in (None, 0.0, 9.96, 59.4, 59.6, 185, 3599.7, 7620)] == [
+        "-", "0.0 s", "10.0 s", "59 s", "1 min 00 s", "3 min 05 s", "1 h 00 min", "2 h 07 min",
+    ]  # fmt: skip
