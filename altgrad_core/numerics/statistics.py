@@ -1,0 +1,173 @@
+"""What a cast did, as one vector a cast: it stays on the device and is read once a step.
+
+In the units of x, the tensor that was cast:
+
+    elements      how many
+    overflow      finite elements whose rounded value is beyond the largest finite one: clamped (or made Inf, NaN)
+    underflow     non-zero elements whose result is +0 or -0
+    subnormal     elements whose result is subnormal in the format; always 0 for fixed point (E = 0), which has no
+    normals nan, inf      elements that were NaN, or infinite, before the cast
+    amax, amin    largest and smallest non-zero magnitude of the finite elements; 0 when there is none
+    signal_power  sum of x^2 over the finite elements
+    error_power   sum of (scale * q - x)^2 over the finite elements; q of an overflow counts as the largest finite value
+
+The vector is float64: counts are exact to 2^53, and squares of float32 numbers do not overflow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import attrs
+import torch
+from torch import Tensor
+
+from altgrad_core.numerics.formats import FloatFormat
+
+FIELDS = (
+    "elements",
+    "overflow",
+    "underflow",
+    "subnormal",
+    "nan",
+    "inf",
+    "amax",
+    "amin",
+    "signal_power",
+    "error_power",
+)
+
+_AMAX, _AMIN = FIELDS.index("amax"), FIELDS.index("amin")
+# Within these magnitudes float32 squares neither overflow nor lose an error that matters (2^-24 of the largest
+# element).
+_SQUARES_FROM, _SQUARES_TO = 1e-8, 1e15
+_NEVER = 1e38
+
+
+@attrs.frozen(kw_only=True)
+class CastStatistics:
+    """A statistics vector on the host, with the rates made of it."""
+
+    elements: float
+    """Number of elements cast."""
+    overflow: float
+    """Finite elements that rounded to beyond the largest finite value."""
+    underflow: float
+    """Non-zero elements that became zero."""
+    subnormal: float
+    """Elements whose result is subnormal."""
+    nan: float
+    """Elements that were NaN."""
+    inf: float
+    """Elements that were infinite."""
+    amax: float
+    """Largest finite magnitude, in units of x."""
+    amin: float
+    """Smallest non-zero magnitude, in units of x; 0 when there is none."""
+    signal_power: float
+    """Sum of squares of the finite elements."""
+    error_power: float
+    """Sum of squares of the cast's error over the finite elements."""
+
+    @classmethod
+    def from_values(cls, values: Sequence[float]) -> CastStatistics:
+        """Make it from the numbers of a vector (``vector.tolist()``), in the order of ``FIELDS``."""
+        return cls(**dict(zip(FIELDS, values, strict=True)))
+
+    @property
+    def overflow_rate(self) -> float:
+        """Fraction of the elements that overflowed; NaN for an empty tensor."""
+        return self.overflow / self.elements if self.elements else math.nan
+
+    @property
+    def underflow_rate(self) -> float:
+        """Fraction of the elements that became zero; NaN for an empty tensor."""
+        return self.underflow / self.elements if self.elements else math.nan
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to quantization-noise ratio in dB: Inf for an exact cast, NaN when nothing but zeros was cast."""
+        if self.signal_power == 0.0:
+            return math.nan
+        return 10 * math.log10(self.signal_power / self.error_power) if self.error_power else math.inf
+
+
+def combine(vectors: Tensor) -> Tensor:
+    """Return the statistics [10] of several casts taken as one, from their vectors [k, 10], k >= 1."""
+    combined = vectors.sum(dim=0)
+    combined[_AMAX] = vectors[:, _AMAX].amax()
+    smallest = vectors[:, _AMIN]
+    smallest = torch.where(smallest > 0, smallest, math.inf).amin()
+    combined[_AMIN] = torch.where(smallest.isinf(), 0.0, smallest)
+    return combined
+
+
+def tensor_statistics(x: Tensor, y: Tensor, q: Tensor, scale: float | Tensor, format: FloatFormat) -> Tensor:
+    """Return the vector for x (float32 or float64), y = x / scale and the result q, all of one shape. No host sync."""
+    finite = torch.isfinite(x)
+    magnitude = torch.where(finite, x.abs(), 0.0).double()
+    non_zero = magnitude > 0
+    if magnitude.numel():
+        amax = magnitude.amax()
+        amin = torch.where(non_zero, magnitude, math.inf).amin()
+        amin = torch.where(amin.isinf(), 0.0, amin)
+    else:
+        amax = amin = magnitude.sum()
+    threshold = format.overflow_threshold
+    size = y.abs().double()
+    over = size > threshold if format.threshold_rounds_to_max else size >= threshold
+    if not format.signed:
+        over = torch.where(y < 0, size > format.min_positive / 2, over)
+    over = over & finite
+    zero = q == 0
+    subnormal = (q.abs() < format.min_normal) & ~zero if format.min_normal is not None else torch.zeros_like(zero)
+    clamped = torch.where(torch.isfinite(q), q, torch.copysign(torch.full_like(q, format.max_finite), y)).double()
+    if not format.signed:
+        clamped = torch.where(torch.isfinite(q) | (y > 0), clamped, 0.0)
+    wide_scale = scale.detach().double() if isinstance(scale, Tensor) else scale
+    error = torch.where(finite, clamped * wide_scale - x.double(), 0.0)
+    counts = [over, zero & non_zero, subnormal, torch.isnan(x), torch.isinf(x)]
+    fields = [count.sum().double() for count in counts]
+    fields += [amax, amin, magnitude.square().sum(), error.square().sum()]
+    return torch.stack([torch.full_like(amax, x.numel()), *fields])
+
+
+def chunk_statistics(
+    x: Tensor, y: Tensor, q: Tensor, scale: float, format: FloatFormat, scratch: Tensor
+) -> list[float]:
+    """Return the vector's numbers for a 1-D chunk on the CPU, where reading a number does not wait for anything.
+
+    The usual chunk, finite and of ordinary magnitude, takes few passes: a mask written as float32 and summed is three
+    times as fast as counting booleans, and what the largest magnitude rules out is not counted. Any other chunk goes
+    the plain way. Chunks are well below 2^24 elements, so that float32 sums of masks are exact.
+    """
+    low, high = (bound.item() for bound in torch.aminmax(x))
+    amax = max(-low, high)
+    scaled_amax = amax / scale
+    usual = _SQUARES_FROM < scaled_amax < _SQUARES_TO and format.signed and x.numel() < 2**24
+    if not usual or not _SQUARES_FROM < amax < _SQUARES_TO or q.dtype is not torch.float32:
+        return tensor_statistics(x, y, q, scale, format).tolist()
+    overflow = 0.0
+    if scaled_amax >= format.max_finite:
+        torch.abs(y, out=scratch)
+        compare = torch.gt if format.threshold_rounds_to_max else torch.ge
+        overflow = compare(scratch, format.overflow_threshold, out=scratch).sum().item()
+        if overflow and not torch.isfinite(q).all():
+            return tensor_statistics(x, y, q, scale, format).tolist()
+    zeros = torch.eq(x, 0.0, out=scratch).sum().item()
+    if zeros:
+        smallest = scratch.mul_(_NEVER).add_(x.abs()).amin().item()
+    else:
+        smallest = torch.abs(x, out=scratch).amin().item()
+    zero_results = torch.eq(q, 0.0, out=scratch).sum().item()
+    subnormal = 0.0
+    if format.min_normal is not None and format.mantissa_bits:
+        torch.abs(q, out=scratch)
+        subnormal = torch.lt(scratch, format.min_normal, out=scratch).sum().item() - zero_results
+    signal = torch.dot(y, y).item()
+    error = torch.sub(q, y, out=scratch)
+    noise = torch.dot(error, error).item()
+    amin = 0.0 if smallest >= _NEVER else smallest
+    powers = [signal * scale * scale, noise * scale * scale]
+    return [float(x.numel()), overflow, zero_results - zeros, subnormal, 0.0, 0.0, amax, amin, *powers]

@@ -1,0 +1,1 @@
+"""Scaling policies with one scale a tensor: none, static, current, delayed."""
