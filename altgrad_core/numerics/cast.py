@@ -84,7 +84,7 @@ def cast(
         statistics: whether to return the float64 vector of ``altgrad_core.numerics.statistics.FIELDS``.
 
     Never waits for an accelerator. A scale given as a tensor is not checked there: one that is zero, negative or NaN
-    gives values that mean nothing. Raises ``AltgradError`` as ``quantize``, and for a dtype that cannot hold the values.
+    gives values that mean nothing. Raises ``AltgradError`` as ``quantize``, and for a dtype that cannot hold q.
     """
     fmt = get_format(format)
     if not isinstance(fmt, FloatFormat):
@@ -98,9 +98,10 @@ def cast(
     x = x.detach()
     inverse = inverse_scale(scale)
     if work is torch.float32 and x.device.type == "cpu" and not torch.compiler.is_compiling() and type(x) is Tensor:
-        return _cast_in_chunks(x, fmt, scale, inverse, saturation, dtype, statistics)
+        return _cast_in_chunks(
+            x, fmt, scale=scale, inverse=inverse, saturation=saturation, dtype=dtype, statistics=statistics
+        )
     wide = x.to(work)
-    # A 0-d tensor of float32 does not widen a float64 x's product, and a number is float32 already.
     y = wide if isinstance(inverse, float) and inverse == 1.0 else wide * inverse
     q = round_nearest_even(y, fmt, saturation)
     vector = tensor_statistics(wide, y, q, scale, fmt) if statistics else None
@@ -149,6 +150,7 @@ def _result_dtype(format: FloatFormat, dtype: torch.dtype | None) -> torch.dtype
 def _cast_in_chunks(
     x: Tensor,
     format: FloatFormat,
+    *,
     scale: float | Tensor,
     inverse: float | Tensor,
     saturation: Saturation,
@@ -183,7 +185,7 @@ def _cast_in_chunks(
         if dtype is not torch.float32:
             target.copy_(q)
         if statistics:
-            vectors.append(chunk_statistics(wide, y, q, scale, format, scratch))
+            vectors.append(chunk_statistics(wide, y, q, scale=scale, format=format, scratch=scratch))
     if not statistics:
         return result, None
     if not vectors:

@@ -34,7 +34,8 @@ def encode(
     """Return the codes (int64, shape of ``x``) of the values nearest to x / scale, ties to the even code.
 
     NaN gets ``nan_code``, by default ``format.nan_code``. For a format without a NaN code ``nan_code`` must be given
-    where ``x`` may hold NaN: otherwise the tensor is searched (which waits for an accelerator) and NaN is an ``AltgradError``.
+    where ``x`` may hold NaN: otherwise the tensor is searched (which waits for an accelerator) and a NaN raises
+    ``AltgradError``.
     """
     fmt = _float_format(format)
     if nan_code is None:
@@ -63,7 +64,7 @@ def encode(
 
 
 def decode(codes: Tensor, format: str | FloatFormat, *, scale: float | Tensor = 1.0) -> Tensor:
-    """Return scale * value of each code, float32, shape of ``codes`` (any integer dtype; bits above the format's are not read)."""
+    """Return scale * value of each code, float32, shape of ``codes`` (any integer dtype; higher bits are not read)."""
     fmt = _float_format(format)
     codes = codes.to(torch.int64)
     magnitude = codes & (2 ** (fmt.exponent_bits + fmt.mantissa_bits) - 1)

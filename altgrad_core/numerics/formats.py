@@ -121,8 +121,8 @@ class FloatFormat(Format):
         if exponent > 127 or smallest < -149:
             raise AltgradError(
                 f"Format '{self.name}' spans 2^{smallest} to 2^{exponent} and more; casts compute in float32, whose "
-                "values span 2^-149 to just under 2^128. Choose another bias (fnuz has one more) or fewer exponent
-                bits."
+                "values span 2^-149 to just under 2^128. Choose another bias (fnuz has one more) or fewer "
+                "exponent bits."
             )
         put(self, "max_exponent", exponent)
         put(self, "max_finite", self.magnitude(max_code))

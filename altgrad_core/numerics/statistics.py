@@ -134,7 +134,7 @@ def tensor_statistics(x: Tensor, y: Tensor, q: Tensor, scale: float | Tensor, fo
 
 
 def chunk_statistics(
-    x: Tensor, y: Tensor, q: Tensor, scale: float, format: FloatFormat, scratch: Tensor
+    x: Tensor, y: Tensor, q: Tensor, *, scale: float, format: FloatFormat, scratch: Tensor
 ) -> list[float]:
     """Return the vector's numbers for a 1-D chunk on the CPU, where reading a number does not wait for anything.
 
