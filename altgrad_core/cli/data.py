@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,7 +32,7 @@ def prepare(
 
     dataset = installed().get("dataset", kind)
     given = {"path": path, "tokenizer": tokenizer, "val_fraction": val_fraction, "attachments": attachments}
-    options = structure({key: value for key, value in given.items() if value is not None}, dataset.options)
+    options: Any = structure({key: value for key, value in given.items() if value is not None}, dataset.options)
     free_folder(out)
     data = dataset.value(options, Workspace(say=typer.echo))
     copy_tokens(data, out)

@@ -99,7 +99,7 @@ def records(member: Member) -> Iterator[tuple[str, dict[str, Any]]]:
         yield member.where, _parse(content, member.where, 1)
     else:
         for number, line in _lines(member):
-            yield f"{member.where}, line {number}", _parse(line, member.where, number)
+            yield f"{member.where}, line {number}", _parse(line.rstrip(), member.where, number)
 
 
 def _lines(member: Member) -> Iterator[tuple[int, bytes]]:

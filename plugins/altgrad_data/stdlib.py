@@ -38,7 +38,7 @@ def build(options: StdlibOptions, workspace: Workspace) -> TokenData:
 
 
 def documents() -> dict[str, str]:
-    """Return name -> text of every module and help topic, sorted by name."""
+    """Return name -> text of every module and help topic, sorted by name; empty and repeated texts are left out."""
     root = Path(sysconfig.get_path("stdlib"))
     found: dict[str, str] = {}
     for path in sorted(root.rglob("*.py")):
@@ -48,7 +48,9 @@ def documents() -> dict[str, str]:
                 found[name.as_posix()] = file.read()
     for topic, text in sorted(importlib.import_module("pydoc_data.topics").topics.items()):
         found[f"help/{topic}"] = text
-    return found
+    # the first name of each text only: the same text must not be in both splits
+    first = {text: name for name, text in reversed(found.items()) if text.strip()}
+    return {name: text for name, text in found.items() if first.get(text) == name}
 
 
 def choose(texts: dict[str, str], max_bytes: int, val_fraction: float) -> tuple[list[str], list[str]]:

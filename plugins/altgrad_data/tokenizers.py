@@ -22,7 +22,7 @@ from altgrad_core.errors import AltgradError, unknown
 
 END_OF_TEXT = "<|endoftext|>"
 _DOWNLOAD_LIMIT_S = 90.0
-_GROUP_CHARACTERS = 1 << 22  # one call of the encoder: bounds the memory for its Python integers to about 40 MB
+_GROUP_CHARACTERS = 1 << 22  # one call of the encoder: bounds its lists of Python integers to about 150 MB
 _PIECE_CHARACTERS = 1 << 18
 _LINE_END = re.compile(r"(?<=\w)\n(?=\w)")
 
@@ -70,7 +70,7 @@ def _load_tiktoken(name: str) -> tiktoken.Encoding:
     thread = threading.Thread(target=work, daemon=True, name=f"tiktoken {name}")
     thread.start()
     thread.join(_DOWNLOAD_LIMIT_S)
-    result = outcome[0] if outcome else TimeoutError(f"no answer within {_DOWNLOAD_LIMIT_S:.0f} s")
+    result = outcome[0] if outcome else TimeoutError(f"no answer within {_DOWNLOAD_LIMIT_S:g} s")
     if isinstance(result, tiktoken.Encoding):
         return result
     # requests' exceptions are OSErrors; a download with the wrong hash is a ValueError of tiktoken's
@@ -96,7 +96,7 @@ def _unavailable(name: str, error: Exception, cache: Path | None, before: set[st
         what = "a folder that holds its files (each named by the sha1 of its URL)"
     else:
         file = hashlib.sha1(url.encode()).hexdigest()
-        said += f": {url} was not reached"
+        said += f": {url} could not be fetched"
         what = f"a folder that holds that file under the name {file}"
         if cache is not None and file in before and not (cache / file).exists():
             said += f" ({cache / file} was there, but its content was not the expected one and tiktoken removed it)"
@@ -115,32 +115,38 @@ def encode(encoding: tiktoken.Encoding, documents: Iterable[str]) -> Iterator[np
     """
     end = np.array([encoding.encode_single_token(END_OF_TEXT)], dtype=np.uint32)
     threads = os.cpu_count() or 1
+    ids: list[npt.NDArray[np.uint32]] = []  # of the document's pieces so far
     for group in _groups(documents):
-        pieces = [piece for document in group for piece in document]
-        encoded = iter(encoding.encode_ordinary_batch(pieces, num_threads=threads))
-        for document in group:
-            ids = [np.array(next(encoded), dtype=np.uint32) for _ in document]
-            yield np.concatenate([*ids, end])
+        encoded = encoding.encode_ordinary_batch([piece for piece, _ in group], num_threads=threads)
+        for (_, last), piece_ids in zip(group, encoded, strict=True):
+            ids.append(np.array(piece_ids, dtype=np.uint32))
+            if last:
+                yield np.concatenate([*ids, end])
+                ids = []
 
 
-def _groups(documents: Iterable[str]) -> Iterator[list[list[str]]]:
-    """Gather documents, each as its list of pieces, until a group has enough characters."""
-    group: list[list[str]] = []
+def _groups(documents: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:
+    """Gather pieces, each with whether it is its document's last, until a group has enough characters."""
+    group: list[tuple[str, bool]] = []
     size = 0
     for document in documents:
-        group.append(list(_pieces(document)))
-        size += len(document)
-        if size >= _GROUP_CHARACTERS:
-            yield group
-            group, size = [], 0
+        rest = len(document)
+        for piece in _pieces(document):
+            rest -= len(piece)
+            group.append((piece, rest == 0))
+            size += len(piece)
+            if size >= _GROUP_CHARACTERS:
+                yield group
+                group, size = [], 0
     if group:
         yield group
 
 
-def _pieces(text: str, size: int = _PIECE_CHARACTERS) -> Iterator[str]:
+def _pieces(text: str) -> Iterator[str]:
+    """Divide a text at some of the line ends that no token reaches over; it may stay whole."""
     start = 0
-    while len(text) - start > size:
-        found = _LINE_END.search(text, start + size)
+    while len(text) - start > _PIECE_CHARACTERS:
+        found = _LINE_END.search(text, start + _PIECE_CHARACTERS)
         if found is None:
             break
         yield text[start : found.end()]
