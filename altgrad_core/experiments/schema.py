@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
 
@@ -10,11 +10,11 @@ from altgrad_core.plugins import Choice
 from altgrad_core.recipes.recipe import Recipe
 
 
-def _at_least(low: float) -> object:
+def _at_least(low: float) -> Any:
     return attrs.validators.ge(low)
 
 
-def _above(low: float) -> object:
+def _above(low: float) -> Any:
     return attrs.validators.gt(low)
 
 
@@ -89,7 +89,7 @@ class RunConfig:
     """Name of the run; its folder."""
     baseline: bool = False
     """Whether the other runs of the experiment are compared with this one."""
-    seed: int = attrs.field(default=42, validator=attrs.validators.and_(attrs.validators.ge(0), attrs.validators.lt(2**63)))
+    seed: int = attrs.field(default=42, validator=_at_least(0))
     """Seed of initialization, batches and dropout."""
     model: Choice
     """The model and its options."""
@@ -107,7 +107,7 @@ class RunConfig:
     """When to warn, save and stop."""
     sinks: tuple[Choice, ...] = ()
     """Who else receives the events; ``events.jsonl`` and the console always do."""
-    launcher: Choice = Choice("process")
+    launcher: Choice = attrs.field(factory=lambda: Choice("process"))
     """How the run's worker is started."""
 
 
