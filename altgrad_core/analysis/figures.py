@@ -99,7 +99,7 @@ def lines(
         if from_zero:
             axes.set_ylim(0, 1.06 * max(drawn, default=0.0) or 1.0)
         elif robust:
-            _limit_to_end(axes, series)
+            _limit_to_end(axes, faint or series)
         for line, look in zip(faint or series, looks, strict=False):
             lost = [step for step, value in zip(line.steps, line.values, strict=True) if not math.isfinite(value)]
             at = [0.03] * len(lost)

@@ -34,6 +34,7 @@ from altgrad_core.recipes.recipe import OPERANDS
 
 REPORT = "report.html"
 _MOST_ALERTS = 100
+_BATCH_KEYS = ("seed", "train.batch_size", "train.accumulate", "model.block_size")
 
 
 @attrs.frozen(kw_only=True)
@@ -126,14 +127,22 @@ def _subtitle(runs: Sequence[Run], comparison: Comparison) -> str:
 
 def _step_figures(named: Sequence[Named], comparison: Comparison) -> list[Figure]:
     figures = [
-        _training(named),
-        _over_steps(named, "val/loss", "validation-loss", "Validation loss", "nats a token", robust=True),
-    ]
+        _over_steps(
+            named, "train/loss", "training-loss", "Training loss", "nats a token", robust=True,
+            caption="The first tenth may leave the axis at the top. A cross marks a step with NaN or infinity.",
+        ),
+        _over_steps(
+            named, "val/loss", "validation-loss", "Validation loss", "nats a token", robust=True, smooth=False,
+            caption="The first tenth may leave the axis at the top.",
+        ),
+    ]  # fmt: skip
     if comparison.baseline is not None:
-        figures.append(_difference(named, comparison.baseline.name))
+        differing = {key for row in comparison.rows for key in row.differs_in}
+        paired = not any(key.split(".")[0] == "data" or key in _BATCH_KEYS for key in differing)
+        figures.append(_difference(named, comparison.baseline.name, paired))
     figures += [
         _over_steps(
-            named, "train/grad_norm", "gradient-norm", "Gradient norm", "L2 norm", robust=True,
+            named, "train/grad_norm", "gradient-norm", "Gradient norm", "L2 norm",
             caption="Of all parameters, before clipping.",
         ),
         _over_steps(
@@ -162,49 +171,32 @@ def _series(named: Sequence[Named], metric: str) -> tuple[list[Series], list[Sty
     return [line for line, _ in found if line.steps], [look for line, look in found if line.steps]
 
 
-def _training(named: Sequence[Named]) -> Figure | None:
-    series, looks = _series(named, "train/loss")
-    if not series:
-        return None
-    width = smoothing_width(max(len(line.steps) for line in series))
-    smoothed = f"Strong: mean over {width} logged steps around each; faint: as logged. " if width > 1 else ""
-    return Figure(
-        key="training-loss",
-        title="Training loss",
-        caption=f"{smoothed}The first tenth may leave the axis at the top. A cross marks a step with NaN or infinity.",
-        svg=Markup(
-            lines(
-                [line.smooth(width) for line in series], looks, faint=series if width > 1 else (),
-                ylabel="nats a token", robust=True, salt="training-loss",
-            )
-        ),
-        csv=data_uri(series_csv(series)),
-        legend=_legend(series, looks),
-    )  # fmt: skip
-
-
 def _over_steps(
     named: Sequence[Named], metric: str, key: str, title: str, ylabel: str, *, caption: str = "", factor: float = 1.0,
-    robust: bool = False,
+    robust: bool = False, smooth: bool = True,
 ) -> Figure | None:  # fmt: skip
     series, looks = _series(named, metric)
     if not series:
         return None
+    shown = [line.scaled(factor) for line in series]
+    width = smoothing_width(max(len(line.steps) for line in series)) if smooth else 1
+    smoothed = f"Strong: mean over {width} logged steps around each; faint: as logged." if width > 1 else ""
     drawing = lines(
-        [line.scaled(factor) for line in series], looks, ylabel=ylabel, from_zero=factor != 1, robust=robust, salt=key
-    )
+        [line.smooth(width) for line in shown], looks, faint=shown if width > 1 else (), ylabel=ylabel,
+        from_zero=factor != 1, robust=robust, salt=key,
+    )  # fmt: skip
     return Figure(
         key=key,
         title=title,
-        caption=caption,
+        caption=f"{caption} {smoothed}".strip(),
         svg=Markup(drawing),
         csv=data_uri(series_csv(series)),
         legend=_legend(series, looks),
     )
 
 
-def _difference(named: Sequence[Named], baseline: str) -> Figure | None:
-    """Draw the distance from the baseline step by step: runs see the same batches, so their noise cancels."""
+def _difference(named: Sequence[Named], baseline: str, paired: bool) -> Figure | None:
+    """Draw the distance from the baseline by step: ``paired`` runs see the same batches, so their noise cancels."""
     base = next(run for label, run, _ in named if label == baseline)
     others = [(label, run, look) for label, run, look in named if label != baseline]
     training = [(Series(label, *_ratio(run, base, "train/loss")), look) for label, run, look in others]
@@ -225,7 +217,8 @@ def _difference(named: Sequence[Named], baseline: str) -> Figure | None:
     return Figure(
         key="difference",
         title=f"Loss against {baseline}",
-        caption=f"Line: training loss at the same step, and so on the same batch{over}. Dots: validation loss. "
+        caption=f"Line: training loss at the same step{' on the same batch' if paired else ''}{over}. "
+        "Dots: validation loss. "
         "Above 0 is worse.",
         svg=Markup(drawing),
         csv=data_uri(series_csv(data)),

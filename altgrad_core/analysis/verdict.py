@@ -112,7 +112,7 @@ def _caveat(row: Row, baseline: Row | None) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.4g}" if math.isfinite(value) else "NaN" if math.isnan(value) else "infinity"
+    return f"{value:.3f}" if math.isfinite(value) else "NaN" if math.isnan(value) else "infinity"
 
 
 def _counted(count: int, noun: str) -> str:

@@ -73,11 +73,11 @@ def test_numbers_by_hand(tmp_path: Path) -> None:
     assert (second.tokens_per_s, second.speed_ratio) == (500.0, 0.5)
     assert (second.nan_steps, second.alerts, second.wall_time_s, second.recipe) == (1, 0, 90.0, "e5m2")
     assert second.verdict == (
-        "e5m2 ends 10.0 % above bf16 (validation loss 2.75 against 2.5). Its gradients point the same way as in FP32 "
+        "e5m2 ends 10.0 % above bf16 (validation loss 2.750 against 2.500). Its gradients point the same way as in FP32 "
         "(mean cosine 0.990); 0.01 % overflow and 50.00 % underflow in its casts; a step leaves 75.0 % of the weights "
         "unmoved (bit stall); 1 step had NaN or infinity."
     )
-    assert first.verdict == "bf16, the baseline, ends with a validation loss of 2.5."
+    assert first.verdict == "bf16, the baseline, ends with a validation loss of 2.500."
     assert "Each run is a single training" in comparison.notes[0]
 
 
@@ -90,7 +90,7 @@ def test_unfinished_runs_are_compared_where_both_have_a_loss(tmp_path: Path) -> 
     assert (row.compared_step, row.difference_percent) == (2, pytest.approx(-20.0))
     assert row.verdict == (
         "slow is unfinished: it was interrupted at step 3 of 4 (Ctrl-C). At step 2, the last at which both have a "
-        "loss, slow is 20.0 % below bf16 (validation loss 2.4 against 3)."
+        "loss, slow is 20.0 % below bf16 (validation loss 2.400 against 3.000)."
     )
 
 
@@ -123,7 +123,7 @@ def test_without_validation_the_mean_of_the_last_ten_training_losses(tmp_path: P
         11.0,
     )  # 2 * mean(3..12), 2 * mean(1..10)
     assert row.difference_percent == pytest.approx(100)
-    assert "(mean of the last training losses 15 against 7.5)" in row.verdict
+    assert "(mean of the last training losses 15.000 against 7.500)" in row.verdict
     assert any("mean of the last 10 training losses" in note for note in comparison.notes)
     assert "15.0000 train" in printed(comparison, 200)
 
@@ -148,7 +148,7 @@ def test_a_run_stopped_by_nan(tmp_path: Path) -> None:
     assert (row.best_loss, row.nan_steps, row.difference_percent) == (3.0, 2, None)
     assert row.verdict == (
         "e3m4 was stopped at step 3 of 4 after 2 steps with NaN or infinity (10 in a row). "
-        "The loss of e3m4 is not a finite number at step 3 (validation loss NaN against 1.5)."
+        "The loss of e3m4 is not a finite number at step 3 (validation loss NaN against 1.500)."
     )
     assert " NaN " in printed(compare([base, nan]), 200)
 
@@ -165,7 +165,7 @@ def test_ends_are_named(tmp_path: Path, end: str | None, expected: str) -> None:
     row = compare([run(tmp_path, "x", {1: 3.0}, end=end, reason="out of memory")]).rows[0]
     assert (
         row.verdict
-        == f"{expected} x has a mean of the last training losses of 3; there is no baseline to compare it with."
+        == f"{expected} x has a mean of the last training losses of 3.000; there is no baseline to compare it with."
     )
 
 

@@ -140,6 +140,7 @@ def test_words_and_numbers(page: Page) -> None:
     assert "824,448" in page.text
     assert "2.13.0" in page.text
     assert "mean over 7 logged steps" in page.text
+    assert "training loss at the same step on the same batch" in page.text
     assert "no overflow, as in the 47 other casts at every step" in page.text
 
 
@@ -220,6 +221,14 @@ def test_runs_at_their_edges(tmp_path: Path) -> None:
     header, first, *_ = rows(page.files["training-loss.csv"])
     assert header == ["step", "<script>alert(1)</script>", "d", 'größe, "8" bit & 100%' + "x" * 80]
     assert first == ["1", "3", "3", "nan"]
+
+
+def test_runs_on_other_batches_are_not_called_paired(tmp_path: Path) -> None:
+    for index, seed in enumerate((1, 2)):
+        made = config(f"r{index}", seed=seed, baseline=index == 0)
+        write_run(tmp_path / f"r{index}", made, training("bf16", steps=5, planned=5))
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "training loss at the same step. Dots" in page.text
 
 
 def test_nothing_has_started(tmp_path: Path) -> None:
