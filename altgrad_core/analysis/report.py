@@ -303,7 +303,8 @@ def _recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     for operand in (*OPERANDS, "gradient"):
         cast = recipe.get(operand)
         if cast is None:
-            rows.append((operand, kept, "", "", ""))
+            if operand in OPERANDS:
+                rows.append((operand, kept, "", "", ""))
         elif isinstance(cast, Mapping):
             its = (_choice(cast.get("scaling", "")), cast.get("rounding", ""), cast.get("saturation", ""))
             rows.append((operand, cast.get("format", ""), *(str(part).replace("_", " ") for part in its)))
@@ -317,8 +318,13 @@ def _recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def _choice(choice: Any) -> str:
     if not isinstance(choice, Mapping):
         return str(choice)
-    options = ", ".join(f"{key} {_plain(value)}" for key, value in choice.items() if key != "kind")
-    return f"{choice.get('kind', '')} ({options})" if options else str(choice.get("kind", ""))
+    options = []
+    for key, value in choice.items():
+        if isinstance(value, bool):
+            options.append(key if value else f"no {key}")
+        elif key != "kind":
+            options.append(f"{key} {_plain(value)}")
+    return f"{choice.get('kind', '')} ({', '.join(options)})" if options else str(choice.get("kind", ""))
 
 
 def _short(recipe: Any) -> str:
@@ -358,7 +364,11 @@ def _plain(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
         return ", ".join(_choice(item) for item in value)
-    return f"{value:,}" if isinstance(value, int) and value >= 100_000 else str(value)
+    if isinstance(value, int):
+        return f"{value:,}" if value >= 100_000 else str(value)
+    if isinstance(value, float):
+        return repr(value) if len(repr(value)) <= 10 else f"{value:.6g}"
+    return str(value)
 
 
 def _without(table: Mapping[str, Any], *keys: str) -> dict[str, Any]:

@@ -33,21 +33,21 @@ class Run:
 
     folder: Path
     """The folder that was read."""
-    config: Mapping[str, Any]
+    config: Mapping[str, Any] = attrs.field(repr=False)
     """``run.toml``: the run's complete configuration."""
-    environment: Mapping[str, Any]
+    environment: Mapping[str, Any] = attrs.field(repr=False)
     """``env.json``: versions, device, commit; empty when the run has not started."""
     status: str
     """pending, running, done, failed, stopped or interrupted; a run whose process died is interrupted."""
     reason: str
     """Why the run has that status, in the words of its last status event; may be empty."""
-    values: Mapping[int, Mapping[str, float]]
+    values: Mapping[int, Mapping[str, float]] = attrs.field(repr=False)
     """Step -> metric name -> value, in step order."""
-    alerts: tuple[Event, ...]
+    alerts: tuple[Event, ...] = attrs.field(repr=False)
     """Alert events in step order, one for each (step, alert)."""
-    checkpoints: tuple[Event, ...]
+    checkpoints: tuple[Event, ...] = attrs.field(repr=False)
     """Checkpoint events in step order, one for each path."""
-    facts: Mapping[str, Mapping[str, Any]]
+    facts: Mapping[str, Mapping[str, Any]] = attrs.field(repr=False)
     """What the run said about its parts at its (last) start: ``model``, ``data``, ``device``, ... -> name -> value."""
     stretches: int
     """How often the run was started; above 1 after a resume."""

@@ -87,7 +87,7 @@ def smoothing_width(points: int) -> int:
 
 
 def layers_by_step(run: Run, label: str, metric: str) -> Layers:
-    """Return ``metric`` by layer and step, operand by operand, columns merged to at most ``MOST_COLUMNS``."""
+    """Return ``metric`` by layer and step, operands apart and in model order, with at most ``MOST_COLUMNS`` columns."""
     rows = _by_operand(run.layers(metric))
     found = [dict(zip(*run.metrics(f"{metric}/{row}"), strict=True)) for row in rows]
     steps = sorted({step for values in found for step in values})
@@ -98,10 +98,11 @@ def layers_by_step(run: Run, label: str, metric: str) -> Layers:
 
 
 def _by_operand(rows: list[str]) -> list[str]:
-    last = [row.rpartition(".")[2] for row in rows]
-    if not set(last) <= set(OPERANDS):
+    if not {row.rpartition(".")[2] for row in rows} <= set(OPERANDS):
         return rows
-    return [row for operand in OPERANDS for row, its in zip(rows, last, strict=True) if its == operand]
+    # The casts of the backward pass are logged in its order, the last layer first.
+    names = list(dict.fromkeys(row.rpartition(".")[0] for row in rows))
+    return [f"{name}.{operand}" for operand in OPERANDS for name in names if f"{name}.{operand}" in rows]
 
 
 def _mean(values: list[float]) -> float:

@@ -40,8 +40,10 @@ def percent(value: float | None, *, digits: int = 2) -> str:
 
 
 def signed_percent(value: float | None) -> str:
-    """Return ``+1.2 %``."""
-    return MISSING if value is None else f"{value:+.1f} %"
+    """Return ``+1.23 %``; what rounds to zero has no sign."""
+    if value is None:
+        return MISSING
+    return "0.00 %" if abs(value) < 0.005 else f"{value:+.2f} %"
 
 
 def duration(seconds: float | None) -> str:

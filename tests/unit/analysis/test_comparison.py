@@ -13,7 +13,7 @@ from run_folders import START, config, metrics, recipe, status, training, write_
 
 from altgrad_core.analysis.compare import Comparison, compare, table
 from altgrad_core.analysis.runs import Run, load_experiment_runs, load_run
-from altgrad_core.analysis.table import duration, number, percent
+from altgrad_core.analysis.table import duration, number, percent, signed_percent
 from altgrad_core.errors import AltgradError
 
 
@@ -73,9 +73,9 @@ def test_numbers_by_hand(tmp_path: Path) -> None:
     assert (second.tokens_per_s, second.speed_ratio) == (500.0, 0.5)
     assert (second.nan_steps, second.alerts, second.wall_time_s, second.recipe) == (1, 0, 90.0, "e5m2")
     assert second.verdict == (
-        "e5m2 ends 10.0 % above bf16 (validation loss 2.750 against 2.500). Its gradients point the same way as in FP32 "
-        "(mean cosine 0.990); 0.01 % overflow and 50.00 % underflow in its casts; a step leaves 75.0 % of the weights "
-        "unmoved (bit stall); 1 step had NaN or infinity."
+        "e5m2 ends 10.0 % above bf16 (validation loss 2.750 against 2.500). Its gradients point the same way as in "
+        "FP32 (mean cosine 0.990); 0.01 % overflow and 50.00 % underflow in its casts; a step leaves 75.0 % of the "
+        "weights unmoved (bit stall); 1 step had NaN or infinity."
     )
     assert first.verdict == "bf16, the baseline, ends with a validation loss of 2.500."
     assert "Each run is a single training" in comparison.notes[0]
@@ -253,6 +253,13 @@ def test_formatting() -> None:
     assert [percent(v) for v in (None, 0.0, 0.004, 0.005, 0.3, 12.345)] == [
         "-", "0.00 %", "<0.01 %", "0.01 %", "0.30 %", "12.35 %",
     ]  # fmt: skip
+    assert [signed_percent(v) for v in (None, -0.004, 0.0, 1.234, -56.7)] == [
+        "-",
+        "0.00 %",
+        "0.00 %",
+        "+1.23 %",
+        "-56.70 %",
+    ]
     assert [number(v, 1) for v in (None, math.nan, math.inf, -math.inf, 12345.67)] == [
         "-",
         "NaN",

@@ -278,23 +278,26 @@ def test_layers_are_merged_by_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(series, "MOST_COLUMNS", 2)
     events = [status("running")]
     for step, value in ((10, 1.0), (20, 3.0), (30, "NaN"), (40, 5.0)):
-        events.append(metrics(step, {"m/a.grad_output": value, "m/a.input": 0.0}))
+        backward = {"m/b.grad_output": 1.0, "m/a.grad_output": value}
+        events.append(metrics(step, {"m/a.input": 0.0, "m/b.input": 0.0, **backward}))
     layers = layers_by_step(load_run(write_run(tmp_path / "a", config("a"), events)), "a", "m")
-    assert layers.rows == ["a.input", "a.grad_output"]
+    assert layers.rows == ["a.input", "b.input", "a.grad_output", "b.grad_output"]
     assert (layers.steps, layers.steps_per_column) == ([10, 30], 2)
-    assert layers.values == [[0.0, 0.0], [2.0, 5.0]]
-    assert layers.above_zero().rows == ["a.grad_output"]
+    assert layers.values == [[0.0, 0.0], [0.0, 0.0], [2.0, 5.0], [1.0, 1.0]]
+    assert layers.above_zero().rows == ["a.grad_output", "b.grad_output"]
 
 
 def test_the_recipe_in_the_forms_it_may_have() -> None:
+    scaling = {"kind": "delayed", "history": 16, "power_of_two": True, "x": False}
     made = report._recipe({
         "name": "hybrid",
         "compute": "bf16",
-        "input": {"format": "e4m3fn", "scaling": {"kind": "delayed", "history": 16}, "rounding": "nearest_even"},
+        "input": {"format": "e4m3fn", "scaling": scaling, "rounding": "nearest_even"},
         "weight": "e5m2",
         "overrides": [{"match": "lm_head", "recipe": {"name": "x", "input": {"format": "e3m4"}}}],
     })  # fmt: skip
-    assert made["rows"][0] == ("input", "e4m3fn", "delayed (history 16)", "nearest even", "")
+    assert made["rows"][0] == ("input", "e4m3fn", "delayed (history 16, power of two, no x)", "nearest even", "")
     assert made["rows"][1] == ("weight", "e5m2", "", "", "")
     assert made["rows"][2] == ("grad_output", "bf16, not cast", "", "", "")
+    assert [row[0] for row in made["rows"]] == ["input", "weight", "grad_output"]  # a gradient only where it is cast
     assert made["overrides"] == [("lm_head", "x (input e3m4)")]

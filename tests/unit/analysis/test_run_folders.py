@@ -54,6 +54,7 @@ def test_a_finished_run(tmp_path: Path) -> None:
     assert run.tokens_per_s == 300.0  # the median; the slow first step does not move it
     assert run.wall_time_s == 10.0
     assert run.started_s == 100.0
+    assert len(repr(run)) < 400  # not every value there is
     assert (run.last_step, run.planned_steps, run.stretches) == (3, 3, 1)
     assert run.facts == {"model": {"parameters": 12}}
     assert run.environment["torch"] == "2.13.0"
