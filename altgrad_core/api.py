@@ -16,6 +16,9 @@ from altgrad_core.training.events import Event
 class Silent:
     """An observer that shows nothing."""
 
+    def say(self, message: str) -> None:
+        """Nothing."""
+
     def begin(self, plan: Sequence[PlannedRun]) -> None:
         """Nothing."""
 

@@ -30,6 +30,10 @@ class PlainConsole:
         self._printed: dict[str, tuple[int, float]] = {}
         self._introduced: set[str] = set()
 
+    def say(self, message: str) -> None:
+        """Print a line that belongs to no run."""
+        self._line("", "info", message)
+
     def begin(self, plan: Sequence[PlannedRun]) -> None:
         """Say what will be done."""
         for planned in plan:
@@ -79,7 +83,8 @@ class PlainConsole:
 
     def _line(self, run: str, level: str, text: str) -> None:
         mark = "" if level == "info" else f"{level.upper()}: "
-        line = Text(f"{time.strftime('%H:%M:%S')}  {run}  {mark}{text}", style=_LEVEL_STYLE[level])
+        who = f"{run}  " if run else ""
+        line = Text(f"{time.strftime('%H:%M:%S')}  {who}{mark}{text}", style=_LEVEL_STYLE[level])
         self.console.print(line, soft_wrap=True, highlight=False)
 
 

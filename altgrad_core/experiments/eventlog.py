@@ -23,7 +23,7 @@ class EventLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         _cut_torn_line(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
         self._sinks: dict[str, MetricSink] = {}
         self._states: dict[str, Any] = {}
         self._waiting: list[Event] | None = []
@@ -31,11 +31,7 @@ class EventLog:
     def emit(self, event: Event) -> None:
         """Append an event, stamped with the time; a full disk is a ``RunFailed``."""
         event = {"time": round(time.time(), 3), **event}
-        try:
-            self._file.write(json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise RunFailed(f"Could not append to {self.path}: {error}. What is written so far is kept.") from error
+        self._append(json.dumps(event, ensure_ascii=False, allow_nan=False).encode() + b"\n")
         if self._waiting is not None:
             self._waiting.append(event)
         else:
@@ -90,6 +86,17 @@ class EventLog:
             self._guarded(name, lambda sink: sink.close())
         self._sinks = {}
         self._file.close()
+
+    def _append(self, line: bytes) -> None:
+        start = self._file.seek(0, 2)
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            # What a full disk took of the line must not stand before the next one.
+            with contextlib.suppress(OSError):
+                self._file.truncate(start)
+            raise RunFailed(f"Could not append to {self.path}: {error}. What is written so far is kept.") from error
 
     def _forward(self, event: Event) -> None:
         for name in list(self._sinks):

@@ -22,7 +22,8 @@ from altgrad_core.experiments.eventlog import EventTail
 from altgrad_core.experiments.folder import RunFolder, hold
 from altgrad_core.experiments.launch import Launcher, Worker
 from altgrad_core.experiments.schema import Experiment, RunConfig, Status
-from altgrad_core.plugins import installed
+from altgrad_core.plugins import Choice, installed
+from altgrad_core.training.data import TokenData, Workspace, check_lengths
 from altgrad_core.training.events import Event
 
 Action = Literal["train", "resume", "skip"]
@@ -45,6 +46,9 @@ class PlannedRun:
 
 class Observer(Protocol):
     """Is told what happens: the console."""
+
+    def say(self, message: str) -> None:
+        """One line about a preparation that takes time."""
 
     def begin(self, plan: Sequence[PlannedRun]) -> None:
         """All runs, before the first starts."""
@@ -86,6 +90,7 @@ def run_experiment(
         if fresh:
             _move_aside([RunFolder(folder / run.name) for run in selected])
         plan = _plan(selected, folder, retry_failed)
+        _prepare_data([planned.config for planned in plan if planned.action != "skip"], observer)
         observer.begin(plan)
         for planned in plan:
             if planned.action != "skip":
@@ -138,6 +143,18 @@ def _plan(selected: Sequence[RunConfig], folder: Path, retry_failed: bool) -> li
         )
         raise AltgradError("\n".join(changes))
     return plan
+
+
+def _prepare_data(configs: Sequence[RunConfig], observer: Observer) -> None:
+    """Make the tokens of every run ready, so that wrong data is one error before anything is trained."""
+    workspace = Workspace(say=observer.say)
+    opened: list[tuple[Choice, TokenData]] = []
+    for config in configs:
+        data = next((tokens for choice, tokens in opened if choice == config.data), None)
+        if data is None:
+            data = installed().get("dataset", config.data.kind).value(config.data.options, workspace)
+            opened.append((config.data, data))
+        check_lengths(data, config.model.options.block_size)
 
 
 def _move_aside(folders: Sequence[RunFolder]) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import attrs
 import torch
 from torch import nn
 
-from altgrad_core.errors import AltgradError
+from altgrad_core.errors import AltgradError, RunFailed
 from altgrad_core.experiments.config import load_run
 from altgrad_core.experiments.environment import choose_device, environment
 from altgrad_core.experiments.eventlog import EventLog
@@ -52,7 +52,9 @@ def execute(folder: RunFolder, device_name: str) -> int:
             if not known:
                 traceback.print_exc()
             reason = str(error) if known else f"{type(error).__name__}: {error}"
-            log.emit({"event": "status", "status": "failed", "reason": reason})
+            print(reason, file=sys.stderr)  # noqa: T201 - the worker's log
+            with contextlib.suppress(RunFailed):  # a full disk takes no event either; the lock tells that the run is over
+                log.emit({"event": "status", "status": "failed", "reason": reason})
             return 1
         finally:
             log.close()
@@ -189,7 +191,7 @@ def _tell(
         log.warn(f"The recipe's override '{pattern}' matches no linear layer.")
 
 
-@contextmanager
+@contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM; a second one of a kind ends the process as usual."""
     received: list[int] = []

@@ -153,7 +153,7 @@ class _Function(torch.autograd.Function):
         grad_x = grad_w = grad_b = None
         with torch.autocast(grad.device.type, enabled=False):
             if need_b:
-                grad_b = grad.sum(dim=tuple(range(grad.dim() - 1))).to(ctx.b_dtype)
+                grad_b = grad.reshape(-1, grad.shape[-1]).sum(dim=0).to(ctx.b_dtype)
             if not (need_x or need_w):
                 return None, None, grad_b, None
             gq, g_scale = layer.cast_operand("grad_output", grad, ctx.dtype)
@@ -168,7 +168,7 @@ class _Function(torch.autograd.Function):
             if need_w:
                 scale = _product(g_scale, x_scale)
                 # [O, N] @ [N, I] -> [O, I]
-                grad_w = (gq.flatten(0, -2).t() @ xq.flatten(0, -2)).to(ctx.w_dtype)
+                grad_w = (gq.reshape(-1, gq.shape[-1]).t() @ xq.reshape(-1, xq.shape[-1])).to(ctx.w_dtype)
                 if scale is not None:
                     grad_w = grad_w * scale
         return grad_x, grad_w, grad_b, None

@@ -1,7 +1,7 @@
 """From what users write, ``"hybrid"`` or a table, to a ``Recipe``, and back. Nothing here imports torch.
 
 The short form is a name: that of a recipe, or of any number format (all three operands in that format, scaled by
-their current amax). The long form is a table::
+their current amax; a format with the range of FP32, such as bf16 or tf32, needs no scale and gets none). The long form is a table::
 
     { input = "e4m3fn", weight = "e4m3fn", grad_output = { format = "e5m2", scaling = "delayed" }, scaling = "current" }
     { base = "e5m2", scaling = { kind = "delayed", history = 8 }, overrides = [{ match = "lm_head", recipe = "bf16" }] }
@@ -17,13 +17,13 @@ from typing import Any
 import attrs
 
 from altgrad_core.errors import AltgradError, nearest, unknown
+from altgrad_core.numerics.formats import FloatFormat
 from altgrad_core.numerics.registry import get_format
 from altgrad_core.plugins import Choice, Plugins, installed
 from altgrad_core.recipes.recipe import OPERANDS, Backend, Compute, OperandCast, Override, Recipe, Rounding, Saturation
 from altgrad_core.structure import Collector, Problem, StructureError, choose, shown, structure, unstructure
 
 CASTS = (*OPERANDS, "gradient")
-_DEFAULT_SCALING = "current"
 _HOW = {"rounding": Rounding, "saturation": Saturation}
 _CAST_KEYS = ("format", "scaling", *_HOW)
 _KEYS = ("name", "base", *CASTS, "scaling", *_HOW, "compute", "backend", "overrides")
@@ -87,12 +87,18 @@ class _Resolver:
             raise AltgradError(
                 f"{error} Nor is it a recipe.{nearest(name, recipes)} Recipes: {', '.join(recipes) or 'none'}."
             ) from error
-        cast = OperandCast(format=format, scaling=choose(self.plugins, "scaling", _DEFAULT_SCALING))
+        cast = OperandCast(format=format, scaling=self._default_scaling(format))
         return Recipe(name=format, input=cast, weight=cast, grad_output=cast, compute=compute)
 
     def _format(self, name: str) -> str:
         extension = self.plugins.find("format", name)
         return extension.name if extension is not None else get_format(name).name
+
+    def _default_scaling(self, format: str) -> Choice:
+        extension = self.plugins.find("format", format)
+        found = get_format(format if extension is None else extension.value)
+        wide = isinstance(found, FloatFormat) and found.max_finite >= 2.0**127
+        return choose(self.plugins, "scaling", "none" if wide else "current")
 
     def _table(self, table: Mapping[str, Any], compute: Compute, within: tuple[str, ...]) -> Recipe:
         collector = Collector()
@@ -160,7 +166,9 @@ class _Resolver:
         collector.check()
         if base is not None:
             return attrs.evolve(base, **values)
-        return OperandCast(**{"scaling": choose(self.plugins, "scaling", _DEFAULT_SCALING), **values})
+        if "scaling" not in values:
+            values["scaling"] = self._default_scaling(values["format"])
+        return OperandCast(**values)
 
     def _overrides(self, spec: Any, compute: Compute, within: tuple[str, ...]) -> list[Override]:
         collector, overrides = Collector(), []

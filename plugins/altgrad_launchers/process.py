@@ -8,7 +8,7 @@ import sys
 
 from altgrad_core.experiments.folder import RunFolder
 
-_ENVIRONMENT = {
+WORKER_ENVIRONMENT = {
     # Deterministic cuBLAS needs a fixed workspace.
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     # glibc hands blocks of 32 MiB and more back to the system at once, so every large tensor costs page faults; keeping
@@ -45,7 +45,7 @@ class ProcessLauncher:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**_ENVIRONMENT, **os.environ},
+                env={**WORKER_ENVIRONMENT, **os.environ},
                 start_new_session=True,
             )
         return ProcessWorker(process)

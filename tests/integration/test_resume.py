@@ -1,0 +1,120 @@
+"""A run killed with kill -9 and started again ends with the bits of an uninterrupted one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import MakeExperiment
+
+import altgrad_core as altgrad
+
+TIMES = ("train/tokens_per_s", "train/step_s", "train/probe_s")
+
+RUNS = """
+[[run]]
+name = "bf16"
+recipe = "bf16"
+[[run]]
+name = "e5m2-delayed"
+recipe = { base = "e5m2", scaling = { kind = "delayed", history = 4 }, gradient = "e5m2" }
+[[sink]]
+kind = "csv"
+"""
+
+
+def altgrad_run(file: Path, runs: str, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "altgrad_core.cli", "run", str(file), "--runs", runs, *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(events: Path, text: str) -> list[dict[str, object]]:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if events.exists() and text in events.read_text():
+            return [json.loads(line) for line in events.read_text().splitlines() if line.endswith("}")]
+        time.sleep(0.02)
+    raise AssertionError(f"{text} did not appear in {events}")
+
+
+def metrics_of(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
+    run = altgrad.load_run(folder)
+    return {name: run.metrics(name) for name in run.metric_names() if name not in TIMES}
+
+
+def checkpoint_hashes(folder: Path) -> dict[str, str]:
+    """Hash of the tensors in every checkpoint that is there; state.json holds sink positions, so it is compared apart."""
+    hashes = {}
+    for manifest in sorted(folder.glob("checkpoints/*/manifest.json")):
+        files = json.loads(manifest.read_text())["files"]
+        hashes |= {f"{manifest.parent.name}/{name}": facts["sha256"] for name, facts in files.items()}
+    return hashes
+
+
+def csv_rows(folder: Path) -> list[str]:
+    rows = (folder / "metrics.csv").read_text().splitlines()
+    return [row for row in rows if row.split(",")[1] not in TIMES]
+
+
+@pytest.mark.parametrize("step", [2, 6, 11])
+def test_kill_minus_nine(make_experiment: MakeExperiment, tmp_path: Path, step: int) -> None:
+    file = make_experiment(RUNS, launcher="process", dropout=0.1)
+    straight = altgrad_run(file, "straight", "--jobs", "2")
+    killed = altgrad_run(file, "killed", "--only", "e5m2-delayed")
+    folder = tmp_path / "killed" / "small" / "e5m2-delayed"
+    events = wait_for(folder / "events.jsonl", f'"event": "metrics", "step": {step}, ')
+    os.kill(killed.pid, signal.SIGKILL)
+    os.kill(next(e["pid"] for e in events if e.get("status") == "running"), signal.SIGKILL)
+    killed.wait()
+    killed.stdout.close()
+    time.sleep(0.2)
+    assert altgrad.load_run(folder).status == "interrupted"
+
+    again = altgrad_run(file, "killed", "--only", "e5m2-delayed")
+    said, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, said
+    said, _ = straight.communicate(timeout=120)
+    assert straight.returncode == 0, said
+
+    reference = tmp_path / "straight" / "small" / "e5m2-delayed"
+    assert altgrad.load_run(folder).stretches == 2
+    assert metrics_of(folder) == metrics_of(reference)
+    assert csv_rows(folder) == csv_rows(reference)
+    mine, theirs = checkpoint_hashes(folder), checkpoint_hashes(reference)
+    tensors = [name for name in theirs if name.endswith(".safetensors")]
+    assert len(tensors) >= 3
+    assert {name: mine[name] for name in tensors} == {name: theirs[name] for name in tensors}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_a_checkpoint_and_the_run_goes_on(
+    make_experiment: MakeExperiment, tmp_path: Path, number: signal.Signals
+) -> None:
+    file = make_experiment('[[run]]\nname = "r"\nrecipe = "e5m2"\ntrain = { steps = 60 }\n', launcher="process")
+    first = altgrad_run(file, "runs")
+    folder = tmp_path / "runs" / "small" / "r"
+    wait_for(folder / "events.jsonl", '"step": 5, ')
+    first.send_signal(number)
+    said, _ = first.communicate(timeout=60)
+    assert first.returncode == 128 + number, said
+    assert "Give the same command again" in said
+    run = altgrad.load_run(folder)
+    assert run.status == "interrupted"
+    stopped_at = run.checkpoints[-1]["step"]
+    assert 5 <= stopped_at < 60
+    assert run.checkpoints[-1]["kind"] == "interrupt"
+    second = altgrad_run(file, "runs")
+    said, _ = second.communicate(timeout=60)
+    assert second.returncode == 0, said
+    assert f"resumed at step {stopped_at}" in said
+    assert altgrad.load_run(folder).metrics("train/loss")[0] == list(range(1, 61))
+    third = altgrad_run(file, "runs")
+    said, _ = third.communicate(timeout=60)
+    assert third.returncode == 0
+    assert "is done already" in said

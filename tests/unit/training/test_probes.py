@@ -1,0 +1,212 @@
+"""Each probe against its definition, recomputed slowly in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from altgrad_adamw.plugin import AdamWOptions
+from altgrad_adamw.plugin import build as build_adamw
+from altgrad_gpt.plugin import GPTOptions
+from altgrad_gpt.plugin import build as build_gpt
+from altgrad_probes.gradients import GradientsProbe
+from altgrad_probes.shadow import ShadowProbe
+from altgrad_probes.stability import StabilityProbe
+from altgrad_probes.updates import UpdatesProbe
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import altgrad_core as altgrad
+from altgrad_core.recipes.control import casts_off, control_of
+from altgrad_core.recipes.resolve import resolve_recipe
+from altgrad_core.training.metrics import Measurements
+from altgrad_core.training.probes import Probe, StepContext
+
+OPTIONS = GPTOptions(n_layer=1, n_head=2, n_embd=16, block_size=8, dropout=0.2)
+
+
+class Stage:
+    """One training step of a small GPT with a probe watching."""
+
+    def __init__(self, recipe: str | dict, compute: str = "bf16") -> None:
+        torch.manual_seed(1)
+        self.recipe = resolve_recipe(recipe)
+        self.model, _ = altgrad.convert(build_gpt(OPTIONS, 31), self.recipe)
+        self.compute = compute
+        self.parameters = dict(self.model.named_parameters())
+        self.optimizer = build_adamw(AdamWOptions(), self.model, 1e-3, 0.1)
+        self.batches = [tuple(torch.randint(0, 31, (2, 3, 8))) for _ in range(2)]
+        control = control_of(self.model)
+        self.context = StepContext(
+            step=1, model=self.model, recipe=self.recipe, parameters=self.parameters, batches=self.batches,
+            controls=[control] if control else [], backward=self.backward, measurements=Measurements(),
+        )  # fmt: skip
+
+    def backward(self, compute: str) -> Tensor:
+        total = torch.zeros(())
+        for inputs, targets in self.batches:
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=compute == "bf16"):
+                logits = self.model(inputs)
+            loss = F.cross_entropy(logits.float().view(-1, 31), targets.reshape(-1)) / len(self.batches)
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    def watch(self, probe: Probe, between: Callable[[], None] = lambda: None) -> dict[str, float]:
+        probe.before_forward(self.context)
+        self.context.loss = self.backward(self.compute)
+        probe.after_backward(self.context)
+        probe.before_update(self.context)
+        between()
+        self.optimizer.step()
+        probe.after_update(self.context)
+        return self.context.measurements.read()
+
+
+def test_gradients_against_their_definitions() -> None:
+    stage = Stage("bf16")
+    dead = stage.parameters["blocks.0.mlp.up.weight"]
+    dead.register_hook(lambda grad: grad.index_fill(0, torch.tensor([0, 5, 6]), 0.0))
+    values = stage.watch(GradientsProbe(1))
+    for name, parameter in stage.parameters.items():
+        g = parameter.grad.double()
+        assert values[f"grad_norm_l2/{name}"] == pytest.approx(g.square().sum().sqrt().item(), rel=1e-5)
+        assert values[f"grad_norm_linf/{name}"] == pytest.approx(g.abs().max().item(), rel=1e-6)
+        snr = (g.mean().abs() / g.std(correction=0)).item()
+        assert values[f"grad_snr/{name}"] == pytest.approx(snr, rel=1e-3, abs=1e-6), name
+        assert (f"dead_neuron_frac/{name}" in values) == (parameter.dim() > 1)
+    assert values["dead_neuron_frac/blocks.0.mlp.up.weight"] == pytest.approx(3 / 64)
+
+
+def test_stability_counts_every_micro_batch_and_switches_itself_off() -> None:
+    stage = Stage({"base": "e2m1fn", "scaling": {"kind": "static", "scale": 0.05}})
+    layer = stage.model.blocks[0].mlp.up
+    seen: list[Tensor] = []
+    layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().float().flatten()))
+    values = stage.watch(StabilityProbe(1))
+    x = torch.cat(seen)
+    assert x.numel() == 2 * 3 * 8 * 16
+    y = x / 0.05
+    q = altgrad.quantize(y, "e2m1fn")
+    overflow = (y.abs() > 7).double().mean().item()  # 7 is half-way to the value after 6
+    underflow = ((x != 0) & (q == 0)).double().mean().item()
+    error = (q.double() * 0.05 - x.double()).square().sum()
+    sqnr = 10 * math.log10(x.double().square().sum() / error)
+    key = "blocks.0.mlp.up.input"
+    assert overflow > 0
+    assert underflow > 0
+    assert values[f"overflow_rate/{key}"] == pytest.approx(overflow)
+    assert values[f"underflow_rate/{key}"] == pytest.approx(underflow)
+    assert values[f"nan_count/{key}"] == values[f"inf_count/{key}"] == 0
+    assert values[f"sqnr_db/{key}"] == pytest.approx(sqnr, rel=1e-4)
+    dynamic = 20 * math.log10(x.abs().max() / x[x != 0].abs().min())
+    assert values[f"dynamic_range_db/{key}"] == pytest.approx(dynamic, rel=1e-5)
+    assert not control_of(stage.model).collecting
+
+
+def test_stability_of_a_run_without_casts_says_nothing() -> None:
+    assert Stage("bf16").watch(StabilityProbe(1)) == {}
+
+
+@pytest.mark.parametrize("recipe", ["e5m2", "bf16"])
+def test_shadow_is_the_fp32_gradient_at_the_same_weights_and_masks(recipe: str) -> None:
+    stage = Stage(recipe)
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    values = stage.watch(ShadowProbe(1))
+    after = torch.get_rng_state()
+    got = {name: p.grad.clone() for name, p in stage.parameters.items()}
+
+    again = Stage(recipe)
+    torch.set_rng_state(before)
+    again.backward("bf16")
+    assert torch.equal(after, torch.get_rng_state()), "the shadow must not move the generators"
+    for name, parameter in again.parameters.items():
+        assert torch.equal(got[name], parameter.grad), "the shadow must leave the gradients alone"
+        parameter.grad = None
+    torch.set_rng_state(before)
+    with casts_off(again.model):
+        loss = again.backward("fp32")
+    for name, parameter in again.parameters.items():
+        g, s = got[name].double().flatten(), parameter.grad.double().flatten()
+        assert values[f"grad_cos_sim/{name}"] == pytest.approx((g @ s / (g.norm() * s.norm())).item(), abs=1e-6)
+        snr = 20 * math.log10(s.norm() / (g - s).norm())
+        assert values[f"shadow_grad_snr_db/{name}"] == pytest.approx(snr, rel=1e-3, abs=1e-3)
+    assert values["shadow_loss"] == pytest.approx(loss.item())
+    assert abs(values["shadow_loss_diff"]) < 0.2
+
+
+def test_shadow_of_an_fp32_run_is_the_run_itself() -> None:
+    stage = Stage("fp32", compute="fp32")
+    values = stage.watch(ShadowProbe(1))
+    assert values["grad_cos_sim"] == 1.0
+    assert values["shadow_grad_snr_db"] == math.inf
+    assert values["shadow_loss_diff"] == 0.0
+
+
+def test_updates_against_their_definitions() -> None:
+    stage = Stage("e5m2")
+    old = {name: p.detach().clone() for name, p in stage.parameters.items()}
+    values = stage.watch(UpdatesProbe(1))
+    name = "blocks.0.mlp.up.weight"
+    w0, w1 = old[name], stage.parameters[name].detach()
+    scale = 2.0 ** math.ceil(math.log2(w0.abs().max().item() / 57344))
+    q0, q1 = (altgrad.quantize(w, "e5m2", scale=scale) for w in (w0, w1))
+    moved = stage.parameters[name].grad != 0
+    stall = ((q0 == q1) & moved).sum() / moved.sum()
+    assert values[f"bit_stall_rate/{name}"] == pytest.approx(stall.item())
+    assert values[f"bit_flip_rate/{name}"] == pytest.approx((q0 != q1).double().mean().item())
+    assert 0.3 < stall < 0.7
+    exponent = torch.floor(torch.log2(w0.double().abs() / scale)).clamp_min(-14)
+    ulps = ((w1 - w0).double().abs() / (scale * 2 ** (exponent - 2))).mean()
+    assert values[f"update_ulps/{name}"] == pytest.approx(ulps.item(), rel=1e-4)
+    for parameter, before in old.items():
+        same = (stage.parameters[parameter] == before).double().mean().item()
+        assert values[f"zero_update_frac/{parameter}"] == pytest.approx(same)
+
+
+def test_stall_and_zero_updates_of_a_frozen_step() -> None:
+    """A learning rate of zero moves nothing: all stalls, no flips."""
+    stage = Stage("hybrid")
+    for group in stage.optimizer.param_groups:
+        group["lr"] = 0.0
+    values = stage.watch(UpdatesProbe(1))
+    assert values["bit_stall_rate"] == 1.0
+    assert values["bit_flip_rate"] == 0.0
+    assert values["zero_update_frac"] == 1.0
+    assert values["update_ulps"] == 0.0
+
+
+def test_a_drifting_amax_is_no_flip() -> None:
+    """The largest weight grows past a power of two: the others keep their values under the scale before the step."""
+    stage = Stage("e5m2")
+    for group in stage.optimizer.param_groups:
+        group["lr"] = 0.0
+
+    def grow() -> None:
+        with torch.no_grad():
+            stage.parameters["blocks.0.mlp.up.weight"].view(-1)[0] = 1000.0
+
+    values = stage.watch(UpdatesProbe(1), between=grow)
+    assert values["bit_flip_rate/blocks.0.mlp.up.weight"] == pytest.approx(1 / 1024)
+
+
+def test_due_at_the_first_step_and_every_multiple() -> None:
+    probe = GradientsProbe(5)
+    assert [step for step in range(1, 12) if probe.due(step)] == [1, 5, 10]
+
+
+def test_a_plain_linear_reads_its_weight_in_the_compute_precision() -> None:
+    stage = Stage("bf16")
+    old = stage.parameters["lm_head.weight"] if "lm_head.weight" in stage.parameters else None
+    assert old is None  # tied: it stands under the embedding's name
+    before = {name: p.detach().clone() for name, p in stage.parameters.items()}
+    values = stage.watch(UpdatesProbe(1))
+    name = "token_embedding.weight"
+    w0, w1 = before[name], stage.parameters[name].detach()
+    moved = stage.parameters[name].grad != 0
+    same = w0.bfloat16() == w1.bfloat16()
+    assert values[f"bit_stall_rate/{name}"] == pytest.approx(((same & moved).sum() / moved.sum()).item())
+    assert isinstance(stage.model.lm_head, nn.Linear)
