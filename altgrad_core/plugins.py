@@ -13,6 +13,7 @@ import importlib
 import importlib.metadata
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -146,7 +147,7 @@ def load_plugins(
         entry_points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
     if disabled is None:
         disabled = [name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",")]
-    disabled = set(disabled)
+    disabled = {name for name in disabled if name}
     plugins = Plugins()
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
@@ -158,6 +159,9 @@ def load_plugins(
         dist = entry.dist
         row = PluginRow(name=entry.name, source=dist.name if dist else "?", version=dist.version if dist else "?")
         _load(plugins, manager, row, entry.load, disabled)
+    for name in sorted(disabled - {row.name for row in plugins.rows}):
+        reason = f"named in {DISABLE_VARIABLE}, but there is no such plugin"
+        plugins.rows.append(PluginRow(name=name, source="?", version="?", status="missing", reason=reason))
     return plugins
 
 
@@ -188,10 +192,12 @@ def _load(
         manager.register(load(), row.name)
         manager.check_pending()  # a misspelt hook is accepted by register()
         found = _collect(manager, row)
-    except ModuleNotFoundError as error:
-        row.status, row.reason = "missing", f"needs the package '{error.name}', which is not installed"
-    except Exception as error:
-        row.status, row.reason = "broken", f"{type(error).__name__}: {error}"
+    except (Exception, SystemExit) as error:
+        package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+        if package and package not in sys.modules:
+            row.status, row.reason = "missing", f"needs the package '{package}', which is not installed"
+        else:
+            row.status, row.reason = "broken", f"{type(error).__name__}: {error}"
     else:
         clash = next((plugins.extensions[key] for key in found if key in plugins.extensions), None)
         if clash is None:
@@ -213,13 +219,15 @@ def _collect(manager: pluggy.PluginManager, row: PluginRow) -> dict[tuple[str, s
     def add(kind: str, name: str, value: Any, options: type | None) -> None:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise TypeError(f"register() of a {kind} takes a lower-case name ({_NAME.pattern}), got {name!r}")
-        if options is not None and not attrs.has(options):
-            raise TypeError(f"options= of the {kind} '{name}' must be an attrs class, got {options!r}")
+        if options is not None:
+            if not attrs.has(options):
+                raise TypeError(f"options= of the {kind} '{name}' must be an attrs class, got {options!r}")
+            attrs.resolve_types(options)  # a NameError here, and not when an experiment uses it
+        if kind == "model" and "block_size" not in attrs.fields_dict(options or NoOptions):
+            raise TypeError(f"options= of the model '{name}' must have a field 'block_size'")
         if (kind, name) in found:
             raise ValueError(f"the {kind} '{name}' is registered twice")
-        found[kind, name] = Extension(
-            kind=kind, name=name, plugin=row.name, value=value, options=options or NoOptions
-        )
+        found[kind, name] = Extension(kind=kind, name=name, plugin=row.name, value=value, options=options or NoOptions)
 
     def register_build(kind: str, name: str, build: Callable[..., Any], options: type | None = None) -> None:
         if not callable(build):

@@ -288,11 +288,12 @@ def _attrs_class(cls: type[Any]) -> Callable[[Any, Any], Any]:
             else:
                 object.__setattr__(partial, field.name, field.default)
         for key, field in fields.items():
-            if key in values and field.validator is not None:
+            value_there = getattr(partial, field.name, attrs.NOTHING)
+            if value_there is not attrs.NOTHING and field.validator is not None:
                 try:
-                    field.validator(partial, field, values[key])
-                except (ValueError, TypeError) as error:
-                    collector.add((key,), _rule(error, field.name, values[key]))
+                    field.validator(partial, field, value_there)
+                except (ValueError, TypeError, AltgradError) as error:
+                    collector.add((key,), _rule(error, field.name, value_there))
                 except AttributeError:
                     if not collector.problems:  # not the absence of a field that is wrong itself
                         raise
@@ -303,12 +304,12 @@ def _attrs_class(cls: type[Any]) -> Callable[[Any, Any], Any]:
 
 
 def _rule(error: Exception, name: str, value: Any) -> str:
-    """Return a validator's message as ``must be >= 1, got 0``, whichever style it was written in."""
+    """Return a validator's message; those of attrs (``'steps' must be >= 1: 0``) as ``must be >= 1, got 0``."""
     text = str(error.args[0]) if error.args else type(error).__name__
-    text = re.sub(rf"^'?{re.escape(name)}'? ", "", text)
-    for ending in (f": {value}", f": {value!r}"):
-        text = text.removesuffix(ending)
-    return text if "got" in text or shown(value) in text else f"{text}, got {shown(value)}"
+    if text.startswith(f"'{name}' "):
+        text = text.removeprefix(f"'{name}' ").removesuffix(f": {value}").removesuffix(f" (got {value!r})")
+        return f"{text}, got {shown(value)}"
+    return text.removeprefix(f"{name} ")
 
 
 def _without_none(value: Any) -> Any:

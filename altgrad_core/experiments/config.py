@@ -200,7 +200,7 @@ class _Loader:
         for override in overrides:
             if override.run is not None and override.run not in names:
                 self.report.setting(override.text, unknown("run", override.run, names))
-        built = []
+        built, baselines = [], []
         for index, cell in cells:
             layers = Layers()
             for key in DEFAULT_KEYS:
@@ -214,11 +214,12 @@ class _Loader:
             for override in overrides:
                 if override.run in (None, cell.name):
                     layers.lay(override.path, override.value, Origin(override.path, setting=override.text))
-            built.append((index, self._build(experiment, cell, layers, sinks)))
-        runs = [(index, run) for index, run in built if run is not None]
-        for index, run in [(index, run) for index, run in runs if run.baseline][1:]:
-            self._add(("run", index, "baseline"), f"a second baseline, '{run.name}'; expected one at most")
-        return [run for _, run in runs]
+            built.append(self._build(experiment, cell, layers, sinks))
+            if layers.values.get("baseline") is True:
+                baselines.append((cell.name, layers.origin(("baseline",))))
+        for name, origin in baselines[1:]:
+            self.report.add(origin, f"'{name}' is a second baseline beside '{baselines[0][0]}'; expected one at most")
+        return [run for run in built if run is not None]
 
     def _build(self, experiment: str, cell: Cell, layers: Layers, sinks: tuple[Choice, ...]) -> RunConfig | None:
         table = {**layers.values, "experiment": experiment, "name": cell.name}
@@ -252,6 +253,7 @@ class _Loader:
         collector, cells = Collector(), [Cell(name, ())]
         if "matrix" in table:
             matrix = self._table((*where, "matrix"), table["matrix"])
+            cells = []
             with collector.at():
                 cells = expand(name, matrix) if isinstance(table["matrix"], Mapping) else []
         elif "{" in name:

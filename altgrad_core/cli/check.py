@@ -1,0 +1,142 @@
+"""``altgrad check``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from altgrad_core.experiments.plan import PlannedSize
+    from altgrad_core.experiments.schema import Experiment, RunConfig
+    from altgrad_core.plugins import Choice, Extension, Plugins
+    from altgrad_core.recipes.recipe import Recipe
+    from altgrad_core.training.data import TokenData
+
+
+def check(
+    file: Annotated[Path, typer.Argument(help="The experiment file.")] = Path("experiments.toml"),
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a key in every run (train.steps=50) or in one (RUN:train.steps=50)."),
+    ] = None,
+    no_data: Annotated[
+        bool, typer.Option("--no-data", help="Do not open the data; the sizes that depend on it are left out.")
+    ] = False,
+) -> None:
+    """Validate an experiment file and print what it would train.
+
+    Opens the data, and prepares it when it is not in the cache yet, because the vocabulary decides the model's size.
+    """
+    from rich.console import Console
+
+    from altgrad_core.experiments.config import load_experiment
+    from altgrad_core.experiments.plan import needed
+    from altgrad_core.plugins import installed
+
+    experiment = load_experiment(file, overrides=set_ or ())
+    console = Console(highlight=False, soft_wrap=True)
+    plugins = installed()
+    sizes = {} if no_data else _sizes(experiment, plugins)
+    baseline = f"baseline {experiment.baseline.name}" if experiment.baseline else "no baseline"
+    console.print(f"{experiment.path}: experiment {experiment.name}, runs: {len(experiment.runs)}, {baseline}")
+    console.print(plan_table(experiment, sizes), soft_wrap=False)
+    console.print("\n".join(_details(experiment, sizes)), markup=False)
+    console.print(f"Plugins: {_plugins_text(needed(experiment, plugins))}", markup=False)
+    for row in plugins.rows:
+        if row.status != "ok":
+            console.print(f"Did not load: {row.name} ({row.status}): {row.reason}", markup=False)
+
+
+def _sizes(experiment: Experiment, plugins: Plugins) -> dict[str, PlannedSize]:
+    from altgrad_core.experiments.plan import measure, open_data
+    from altgrad_core.training.data import Workspace
+
+    workspace = Workspace(say=lambda message: typer.echo(message, err=True))
+    opened: list[tuple[Choice, TokenData]] = []  # options need not be hashable
+    sizes = {}
+    for run in experiment.runs:
+        data = next((data for choice, data in opened if choice == run.data), None)
+        if data is None:
+            data = open_data(run, plugins, workspace)
+            opened.append((run.data, data))
+        sizes[run.name] = measure(run, plugins, data)
+    return sizes
+
+
+def plan_table(experiment: Experiment, sizes: dict[str, PlannedSize]) -> Table:
+    """Return the runs as a table; ``sizes`` are by run name, empty when the data was not opened."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from altgrad_core.experiments.plan import tokens_per_step
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for header in ("run", "recipe", "model", "data"):
+        table.add_column(header, overflow="fold")
+    for header in ("parameters", "steps", "tokens\na step", "tokens\nin all", "epochs", "state\nMiB"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for run in experiment.runs:
+        step, size = tokens_per_step(run), sizes.get(run.name)
+        total = step * run.train.steps
+        table.add_row(
+            f"{run.name} *" if run.baseline else run.name,
+            run.recipe.name,
+            run.model.kind,
+            run.data.kind,
+            f"{size.parameters:,}" if size else "-",
+            f"{run.train.steps:,}",
+            f"{step:,}",
+            f"{total:,}",
+            f"{total / size.train_tokens:.2f}" if size else "-",
+            f"{size.state_bytes / 2**20:.1f}" if size else "-",
+        )
+    return table
+
+
+def _details(experiment: Experiment, sizes: dict[str, PlannedSize]) -> list[str]:
+    lines = ["state: FP32 weights and gradients, and the optimizer's state; activations come on top."]
+    if experiment.baseline:
+        lines.append("*: the others are compared with this run.")
+    for run in experiment.runs:
+        lines.append(f"Recipe {recipe_text(run.recipe)}{_layers_text(run, sizes)}")
+    for run in experiment.runs:
+        lines += [f"Model {_choice_text(run.model)}", f"Data {_choice_text(run.data)}"]
+        lines.append(f"Probes {', '.join(_choice_text(probe) for probe in run.probes) or 'none'}")
+    for run in experiment.runs:
+        for pattern in sizes[run.name].unused_overrides if run.name in sizes else ():
+            lines.append(f"Warning: {run.name}: the override '{pattern}' matches no linear layer.")
+    return list(dict.fromkeys(lines))
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """Return a recipe in a line: what is cast to what, and the precision of the rest."""
+    from altgrad_core.recipes.resolve import CASTS
+
+    casts = [(name, getattr(recipe, name)) for name in CASTS if getattr(recipe, name) is not None]
+    said = [f"{name} {cast.format} ({_choice_text(cast.scaling)})" for name, cast in casts] or ["no casts"]
+    said += [f"{override.match} as {override.recipe.name}" for override in recipe.overrides]
+    return f"{recipe.name}: {', '.join(said)}, the rest in {recipe.compute}"
+
+
+def _layers_text(run: RunConfig, sizes: dict[str, PlannedSize]) -> str:
+    size = sizes.get(run.name)
+    return f"; casts {size.cast_layers} of {size.linear_layers} linear layers" if size else ""
+
+
+def _choice_text(choice: Choice) -> str:
+    from altgrad_core.structure import shown, unstructure
+
+    options = unstructure(choice.options)
+    return " ".join([choice.kind, *(f"{key}={shown(value)}" for key, value in options.items())])
+
+
+def _plugins_text(extensions: Iterable[Extension]) -> str:
+    offers: dict[str, list[str]] = {}
+    for extension in extensions:
+        offers.setdefault(extension.plugin, []).append(f"{extension.kind} {extension.name}")
+    return "; ".join(f"{plugin} ({', '.join(names)})" for plugin, names in offers.items())

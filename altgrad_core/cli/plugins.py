@@ -1,0 +1,86 @@
+"""``altgrad plugins``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from altgrad_core.plugins import Extension, PluginRow, Plugins
+
+_STYLES = {"ok": "green", "missing": "yellow", "broken": "bold red", "disabled": "dim"}
+
+
+def plugins(
+    name: Annotated[str | None, typer.Argument(help="Show one plugin with the options of what it offers.")] = None,
+) -> None:
+    """List what is installed, from where, and what it offers: ok, missing, broken (why), disabled."""
+    from rich.console import Console
+
+    from altgrad_core.errors import AltgradError, unknown
+    from altgrad_core.plugins import installed
+
+    console = Console(highlight=False)
+    found = installed()
+    if name is None:
+        console.print(plugins_table(found))
+        return
+    rows = [row for row in found.rows if row.name == name]
+    if not rows:
+        raise AltgradError(unknown("plugin", name, {row.name for row in found.rows}))
+    for row in rows:
+        console.print("\n".join(_plugin_lines(found, row)), markup=False, soft_wrap=True)
+
+
+def plugins_table(found: Plugins) -> Table:
+    """Return the table of all plugins."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for header in ("name", "source", "version", "status"):
+        table.add_column(header, no_wrap=True)
+    table.add_column("offers, or why not", overflow="fold")
+    for row in found.rows:
+        offers = "; ".join(f"{kind} {', '.join(sorted(names))}" for kind, names in row.offers.items())
+        table.add_row(
+            Text(row.name),
+            Text(row.source),
+            Text(row.version),
+            Text(row.status, style=_STYLES[row.status]),
+            Text(row.reason or offers or "nothing"),
+        )
+    return table
+
+
+def _plugin_lines(found: Plugins, row: PluginRow) -> list[str]:
+    lines = [f"{row.name} {row.version}, {row.source}: {row.status}{f' ({row.reason})' if row.reason else ''}"]
+    for kind, names in row.offers.items():
+        for name in sorted(names):
+            lines += _offer_lines(found.get(kind, name))
+    return lines
+
+
+def _offer_lines(extension: Extension) -> list[str]:
+    import attrs
+
+    from altgrad_core.structure import shown, unstructure
+
+    lines = [f"  {extension.kind} {extension.name}"]
+    if extension.kind == "recipe":
+        lines[0] += f" = {shown(dict(extension.value), limit=None)}"
+    for field in attrs.fields(extension.options):
+        default = field.default
+        if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+            text = "computed default"
+        elif default is attrs.NOTHING:
+            text = "required"
+        else:
+            text = "not set" if default is None else shown(unstructure(default))
+        kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+        lines.append(f"    {field.name}: {kind} = {text}")
+    return lines

@@ -1,0 +1,121 @@
+"""What an experiment would train: parameters, tokens, memory, plugins. Models are built without their weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+from altgrad_core.experiments.runfile import PLUGIN_KINDS
+from altgrad_core.experiments.schema import Experiment, RunConfig
+from altgrad_core.plugins import Extension, Plugins
+from altgrad_core.recipes.recipe import Recipe
+from altgrad_core.recipes.resolve import CASTS
+
+if TYPE_CHECKING:
+    from altgrad_core.training.data import TokenData, Workspace
+
+FP32_BYTES = 4
+
+
+@attrs.frozen(kw_only=True)
+class PlannedSize:
+    """What a run takes."""
+
+    parameters: int
+    """Trained numbers; shared ones count once."""
+    linear_layers: int
+    """Linear layers of the model."""
+    cast_layers: int
+    """Those of them that the recipe casts."""
+    unused_overrides: tuple[str, ...]
+    """Patterns of the recipe that match no layer."""
+    state_bytes: int
+    """FP32 weights and gradients, and the optimizer's state; activations come on top."""
+    train_tokens: int
+    """Tokens of the training split."""
+    vocab_size: int
+    """Entries of the vocabulary."""
+
+
+def tokens_per_step(config: RunConfig) -> int:
+    """Return the tokens that one optimizer step reads."""
+    block_size: int = config.model.options.block_size
+    return config.train.batch_size * config.train.accumulate * block_size
+
+
+def open_data(config: RunConfig, plugins: Plugins, workspace: Workspace) -> TokenData:
+    """Return the run's dataset, prepared when it is not in the cache yet."""
+    data: TokenData = plugins.get("dataset", config.data.kind).value(config.data.options, workspace)
+    return data
+
+
+def measure(config: RunConfig, plugins: Plugins, data: TokenData) -> PlannedSize:
+    """Return the size of a run: its model is built on the meta device and converted, no weight is allocated."""
+    import torch
+
+    from altgrad_core.recipes.convert import convert
+
+    with torch.device("meta"):
+        model = plugins.get("model", config.model.kind).value(config.model.options, data.vocab_size)
+        parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        _, summary = convert(model, config.recipe)
+    state = parameters * (2 * FP32_BYTES + _optimizer_bytes(config, plugins))
+    return PlannedSize(
+        parameters=parameters,
+        linear_layers=len(summary.layers),
+        cast_layers=sum(layer.converted for layer in summary.layers),
+        unused_overrides=summary.unused_overrides,
+        state_bytes=round(state),
+        train_tokens=len(data.train),
+        vocab_size=data.vocab_size,
+    )
+
+
+def _optimizer_bytes(config: RunConfig, plugins: Plugins) -> float:
+    """Return the optimizer's bytes a parameter, measured on a step of a small layer."""
+    import torch
+
+    layer = torch.nn.Linear(16, 16, bias=False)
+    build = plugins.get("optimizer", config.train.optimizer.kind).value
+    optimizer = build(config.train.optimizer.options, layer, config.train.learning_rate, config.train.weight_decay)
+    layer.weight.grad = torch.zeros_like(layer.weight)
+    optimizer.step()
+    tensors = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    return sum(t.numel() * t.element_size() for t in tensors if t.dim() > 0) / layer.weight.numel()
+
+
+def needed(experiment: Experiment, plugins: Plugins) -> list[Extension]:
+    """Return what the runs use of the plugins, each once, in the order of first use."""
+    found: dict[tuple[str, str], Extension] = {}
+
+    def use(kind: str, name: str) -> None:
+        extension = plugins.find(kind, name)
+        if extension is not None:  # a format may be known by its grammar alone
+            found.setdefault((kind, name), extension)
+
+    def use_recipe(recipe: Recipe) -> None:
+        for operand in CASTS:
+            cast = getattr(recipe, operand)
+            if cast is not None:
+                use("format", cast.format)
+                use("scaling", cast.scaling.kind)
+        for override in recipe.overrides:
+            use_recipe(override.recipe)
+
+    for run in experiment.runs:
+        choices = {
+            "model": run.model,
+            "data": run.data,
+            "optimizer": run.train.optimizer,
+            "backend": run.checkpoint.backend,
+            "launcher": run.launcher,
+        }
+        for key, choice in choices.items():
+            use(PLUGIN_KINDS[key], choice.kind)
+        use_recipe(run.recipe)
+        for probe in run.probes:
+            use("probe", probe.kind)
+        for sink in run.sinks:
+            use("sink", sink.kind)
+    return list(found.values())
