@@ -9,9 +9,8 @@ import datetime
 import importlib.resources
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import attrs
 import jinja2
@@ -29,8 +28,8 @@ from altgrad_core.analysis.series import (
     series_csv,
     smoothing_width,
 )
+from altgrad_core.analysis.settings import recipe_rows, side_by_side, without
 from altgrad_core.analysis.table import COLUMNS, MISSING
-from altgrad_core.recipes.recipe import OPERANDS
 
 REPORT = "report.html"
 _MOST_ALERTS = 100
@@ -100,12 +99,12 @@ def render(runs: Sequence[Run]) -> str:
         quiet=_quiet(named),
         alerts=alerts[:_MOST_ALERTS],
         alerts_total=len(alerts),
-        recipes=[(label, look, _recipe(run.config.get("recipe", {}))) for label, run, look in named],
+        recipes=[(label, look, recipe_rows(run.config.get("recipe", {}))) for label, run, look in named],
         labels=labels,
         tables=[
-            ("Settings", _side_by_side([_without(run.config, "recipe", "name", "baseline") for run in runs])),
-            ("What the runs report", _side_by_side([_without(run.facts, "environment") for run in runs])),
-            ("Environment", _side_by_side([run.environment for run in runs])),
+            ("Settings", side_by_side([without(run.config, "recipe", "name", "baseline") for run in runs])),
+            ("What the runs report", side_by_side([without(run.facts, "environment") for run in runs])),
+            ("Environment", side_by_side([run.environment for run in runs])),
         ],
     )
 
@@ -294,82 +293,3 @@ def _quiet(named: Sequence[Named]) -> list[str]:
     """Return the runs whose casts were watched and never overflowed: they have no overflow figure."""
     found = [(label, run.metrics("overflow_rate")[1]) for label, run, _ in named]
     return [label for label, values in found if values and not any(values)]
-
-
-def _recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe's long form as rows of a table and sentences."""
-    kept = f"{recipe.get('compute', 'bf16')}, not cast"
-    rows = []
-    for operand in (*OPERANDS, "gradient"):
-        cast = recipe.get(operand)
-        if cast is None:
-            if operand in OPERANDS:
-                rows.append((operand, kept, "", "", ""))
-        elif isinstance(cast, Mapping):
-            its = (_choice(cast.get("scaling", "")), cast.get("rounding", ""), cast.get("saturation", ""))
-            rows.append((operand, cast.get("format", ""), *(str(part).replace("_", " ") for part in its)))
-        else:
-            rows.append((operand, str(cast), "", "", ""))
-    overrides = [(its.get("match", ""), _short(its.get("recipe", ""))) for its in recipe.get("overrides", ())]
-    facts = [f"{key} {recipe[key]}" for key in ("compute", "backend") if key in recipe]
-    return {"name": recipe.get("name", ""), "facts": facts, "rows": rows, "overrides": overrides}
-
-
-def _choice(choice: Any) -> str:
-    if not isinstance(choice, Mapping):
-        return str(choice)
-    options = []
-    for key, value in choice.items():
-        if isinstance(value, bool):
-            options.append(key if value else f"no {key}")
-        elif key != "kind":
-            options.append(f"{key} {_plain(value)}")
-    return f"{choice.get('kind', '')} ({', '.join(options)})" if options else str(choice.get("kind", ""))
-
-
-def _short(recipe: Any) -> str:
-    if not isinstance(recipe, Mapping):
-        return str(recipe)
-    casts = [
-        f"{operand} {recipe[operand].get('format', '')}"
-        for operand in OPERANDS
-        if isinstance(recipe.get(operand), Mapping)
-    ]
-    name = str(recipe.get("name", ""))
-    return f"{name} ({', '.join(casts)})" if casts and name else ", ".join(casts) or f"{name} (nothing cast)".strip()
-
-
-def _side_by_side(tables: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str], bool]]:
-    """Return (key, value of each table, whether they are all the same), nested keys joined by dots."""
-    flat = [dict(_leaves(table)) for table in tables]
-    keys = dict.fromkeys(key for table in flat for key in table)
-    rows = [(key, [table.get(key, MISSING) for table in flat]) for key in keys]
-    return [(key, values, len(set(values)) == 1) for key, values in rows]
-
-
-def _leaves(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    found = []
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            found += _leaves(value, f"{prefix}{key}.")
-        else:
-            found.append((f"{prefix}{key}", _plain(value)))
-    return found
-
-
-def _plain(value: Any) -> str:
-    if value is None:
-        return MISSING
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list | tuple):
-        return ", ".join(_choice(item) for item in value)
-    if isinstance(value, int):
-        return f"{value:,}" if value >= 100_000 else str(value)
-    if isinstance(value, float):
-        return repr(value) if len(repr(value)) <= 10 else f"{value:.6g}"
-    return str(value)
-
-
-def _without(table: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    return {key: value for key, value in table.items() if key not in keys}

@@ -12,11 +12,11 @@ from urllib.parse import unquote
 import pytest
 from run_folders import START, config, metrics, recipe, status, training, write_run
 
-from altgrad_core.analysis import report
 from altgrad_core.analysis.figures import styles
 from altgrad_core.analysis.report import write_report
 from altgrad_core.analysis.runs import load_run
 from altgrad_core.analysis.series import Series, layers_by_step, smoothing_width
+from altgrad_core.analysis.settings import recipe_rows
 from altgrad_core.errors import AltgradError
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "col"}
@@ -289,7 +289,7 @@ def test_layers_are_merged_by_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_recipe_in_the_forms_it_may_have() -> None:
     scaling = {"kind": "delayed", "history": 16, "power_of_two": True, "x": False}
-    made = report._recipe({
+    made = recipe_rows({
         "name": "hybrid",
         "compute": "bf16",
         "input": {"format": "e4m3fn", "scaling": scaling, "rounding": "nearest_even"},
