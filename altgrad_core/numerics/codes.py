@@ -110,7 +110,8 @@ def ulp(x: Tensor, format: str | FloatFormat, *, scale: float | Tensor = 1.0) ->
     """
     fmt = _float_format(format)
     inverse = inverse_scale(scale)
-    size = (x.detach().double() * inverse).abs().clamp(2.0**fmt.min_exponent, 2.0**fmt.max_exponent)
+    least = 2.0**fmt.min_exponent
+    size = (x.detach().double() * inverse).abs().clamp(least, max(least, 2.0**fmt.max_exponent))
     # float64 bits: the exponent alone; a NaN keeps its exponent, which is that of Inf.
     power = (size.view(torch.int64) & (0x7FF << _MANTISSA_64)).view(torch.float64)
     spacing = (power * 2.0**-fmt.mantissa_bits).float()

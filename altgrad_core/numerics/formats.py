@@ -203,20 +203,20 @@ class FloatFormat(Format):
     @property
     def sign_bit(self) -> int:
         """The sign's bit in a code; 0 for an unsigned format."""
-        return 2 ** (self.exponent_bits + self.mantissa_bits) if self.signed else 0
+        return 1 << (self.exponent_bits + self.mantissa_bits) if self.signed else 0
 
     @property
     def inf_code(self) -> int | None:
         """Code of +Inf, None when the format has none."""
-        return int(2**self.exponent_bits - 1) << self.mantissa_bits if self.has_inf else None
+        return ((1 << self.exponent_bits) - 1) << self.mantissa_bits if self.has_inf else None
 
     @property
     def nan_code(self) -> int | None:
         """The code that NaN is encoded to (the positive quiet one where there are several), None when there is none."""
         if self.specials == "ieee":
-            return (int(2**self.exponent_bits - 1) << self.mantissa_bits) | 2 ** (self.mantissa_bits - 1)
+            return (((1 << self.exponent_bits) - 1) << self.mantissa_bits) | 1 << (self.mantissa_bits - 1)
         if self.specials == "fn":
-            return int(2 ** (self.exponent_bits + self.mantissa_bits)) - 1
+            return (1 << (self.exponent_bits + self.mantissa_bits)) - 1
         return self.sign_bit if self.specials == "fnuz" else None
 
     @property

@@ -1,0 +1,203 @@
+"""Constants, names and refusals of ``FloatFormat``; nothing here needs torch."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import pytest
+
+from altgrad_core.errors import AltgradError
+from altgrad_core.numerics import FloatFormat, format_names, get_format, parse_format
+
+# name: bits, bias, max, its code, threshold, whether the threshold rounds to max, min normal, min subnormal
+CONSTANTS = {
+    "e5m2": (8, 15, 57344, 0x7B, 61440, False, 2.0**-14, 2.0**-16),
+    "e4m3fn": (8, 7, 448, 0x7E, 464, True, 2.0**-6, 2.0**-9),
+    "e4m3": (8, 7, 240, 0x77, 248, False, 2.0**-6, 2.0**-9),
+    "e4m3fnuz": (8, 8, 240, 0x7F, 248, False, 2.0**-7, 2.0**-10),
+    "e5m2fnuz": (8, 16, 57344, 0x7F, 61440, False, 2.0**-15, 2.0**-17),
+    "e4m3b11fnuz": (8, 11, 30, 0x7F, 31, False, 2.0**-10, 2.0**-13),
+    "e3m4": (8, 3, 15.5, 0x6F, 15.75, False, 2.0**-2, 2.0**-6),
+    "e2m3fn": (6, 1, 7.5, 0x1F, 7.75, False, 1.0, 2.0**-3),
+    "e3m2fn": (6, 3, 28, 0x1F, 30, False, 2.0**-2, 2.0**-4),
+    "e2m1fn": (4, 1, 6, 0x7, 7, False, 1.0, 0.5),
+    "bf16": (16, 127, 3.3895313892515355e38, 0x7F7F, 255.5 * 2.0**120, False, 2.0**-126, 2.0**-133),
+    "fp16": (16, 15, 65504, 0x7BFF, 65520, False, 2.0**-14, 2.0**-24),
+    "tf32": (19, 127, 3.4011621342146535e38, 0x3FBFF, 4095 * 2.0**116, False, 2.0**-126, 2.0**-136),
+    "fp32": (32, 127, 3.4028234663852886e38, 0x7F7FFFFF, (2 - 2.0**-24) * 2.0**127, False, 2.0**-126, 2.0**-149),
+    "e0m7": (8, 1, 127 / 128, 0x7F, 127.5 / 128, False, None, 1 / 128),
+    "e1m6": (8, 0, 127 / 32, 0x7F, 127.5 / 32, False, 2.0, 1 / 32),
+    "e7m0": (8, 63, 2.0**64, 0x7F, 1.5 * 2.0**64, False, 2.0**-62, None),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_constants(name: str) -> None:
+    f = get_format(name)
+    assert isinstance(f, FloatFormat)
+    found = (f.bits, f.bias, f.max_finite, f.max_code, f.overflow_threshold, f.threshold_rounds_to_max)
+    assert (*found, f.min_normal, f.min_subnormal) == CONSTANTS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "inf", "nan"),
+    [
+        ("e5m2", [0x7C, 0xFC], [0x7D, 0x7E, 0x7F, 0xFD, 0xFE, 0xFF]),
+        ("e4m3fn", [], [0x7F, 0xFF]),
+        ("e4m3", [0x78, 0xF8], [*range(0x79, 0x80), *range(0xF9, 0x100)]),
+        ("e4m3fnuz", [], [0x80]),
+        ("e2m1fn", [], []),
+        ("e3m4f", [], []),
+    ],
+)
+def test_special_codes(name: str, inf: list[int], nan: list[int]) -> None:
+    f = get_format(name)
+    values = f.values()
+    assert [code for code, value in enumerate(values) if math.isinf(value)] == inf
+    assert [code for code, value in enumerate(values) if math.isnan(value)] == nan
+    assert f.value(0) == 0.0
+    if inf:
+        assert f.value(inf[0]) == math.inf
+        assert f.value(inf[1]) == -math.inf
+
+
+def test_fp4_values() -> None:
+    assert get_format("e2m1fn").values()[:8] == [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+
+
+def test_fixed_point_and_e1m6_are_one_grid_up_to_a_power_of_two() -> None:
+    fixed, float_ = get_format("e0m7").values(), get_format("e1m6").values()
+    assert [4 * value for value in fixed] == float_
+
+
+@pytest.mark.parametrize(
+    ("name", "specials", "largest"),
+    [
+        ("e3m4", "ieee", 15.5),
+        ("e3m4fn", "fn", 30.0),
+        ("e3m4f", "none", 31.0),
+        ("e3m2fn", "none", 28.0),
+        ("e1m6", "none", 127 / 32),
+        ("e7m0", "none", 2.0**64),
+        ("e7m0fn", "fn", 2.0**63),
+        ("e4m3fnuz", "fnuz", 240.0),
+        ("e8m0fnuz", "fnuz", 2.0**127),
+    ],
+)
+def test_a_suffix_pins_the_semantics(name: str, specials: str, largest: float) -> None:
+    f = parse_format(name)
+    assert f is not None
+    assert (f.specials, f.max_finite) == (specials, largest)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "e4", "e4m3fnu", "E4M3", "e04m3", "e4m3b11fnuz", "e8m0fnu", "bf16", "e4m3 ", "xe4m3"]
+)
+def test_other_names_are_not_the_grammars(name: str) -> None:
+    assert parse_format(name) is None
+
+
+def test_the_eight_splits_of_eight_bits_exist_in_both_spellings() -> None:
+    for exponent in range(8):
+        f = get_format(f"e{exponent}m{7 - exponent}f")
+        assert f.bits == 8
+        assert sum(not math.isfinite(value) for value in f.values()) == 0
+        assert get_format(f"e{exponent}m{7 - exponent}").bits == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "fits"),
+    [
+        ("e5m2", True),
+        ("e4m3fn", True),
+        ("bf16", True),
+        ("fp16", False),
+        ("tf32", False),
+        ("e0m8f", True),
+        ("e0m9f", False),
+        ("e1m8f", False),
+        ("e8m7fnuz", False),
+        ("e8m5fnuz", True),
+        ("e7m0", True),
+    ],
+)
+def test_fits_bfloat16(name: str, fits: bool) -> None:
+    assert get_format(name).fits_bfloat16 is fits
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("e9m2", "9 exponent and 2 mantissa bits; casts compute in float32"),
+        ("e5m24", "up to 8 exponent bits and 23 mantissa bits"),
+        ("e8m3f", r"spans 2\^-129 to 2\^128 and more; casts compute in float32"),
+        ("e8m0", r"spans 2\^-126 to 2\^128 and more"),
+        ("e8m23fnuz", r"spans 2\^-150 to"),
+        ("e0m0", "no value but zero"),
+        ("e100000m2", "100000 exponent"),
+    ],
+)
+def test_what_float32_cannot_hold_is_refused(name: str, reason: str) -> None:
+    with pytest.raises(AltgradError, match=reason):
+        get_format(name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (dict(exponent_bits=1, mantissa_bits=6), "IEEE specials need 2 exponent bits"),
+        (dict(exponent_bits=4, mantissa_bits=0), "IEEE specials need .* 1 mantissa bit"),
+        (dict(exponent_bits=4, mantissa_bits=3, specials="fnuz", signed=False), "unsigned format lacks"),
+        (dict(exponent_bits=4, mantissa_bits=3, specials="nan"), "specials is one of ieee, fn, fnuz, none"),
+        (dict(exponent_bits=4, mantissa_bits=3, bias=200), "Choose another bias"),
+        (dict(exponent_bits=4, mantissa_bits=3, bias=-125), "Choose another bias"),
+    ],
+)
+def test_impossible_formats_are_refused(arguments: dict, reason: str) -> None:
+    with pytest.raises(AltgradError, match=reason):
+        FloatFormat(name="mine", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("E4M3FN", "called 'e4m3fn' here"),
+        ("float8_e5m2", "called 'e5m2' here"),
+        ("torch.float8_e4m3fn", "called 'e4m3fn' here"),
+        ("fp8_e4m3", "E4M3 of the OCP specification .* is 'e4m3fn'"),
+        ("bfloat16", "called 'bf16' here"),
+        ("e4m3fnu", r"Did you mean 'e4m3fn(uz)?'\?"),
+        ("nonsense", "Known: bf16, .*e5m2.* and any e<E>m<M>"),
+    ],
+)
+def test_unknown_names_get_advice(name: str, advice: str) -> None:
+    with pytest.raises(AltgradError, match=f"Unknown format '{name}'.*{advice}"):
+        get_format(name)
+
+
+def test_registered_names_and_formats_pass_through() -> None:
+    assert {"bf16", "fp16", "tf32", "fp32", "e5m2", "e4m3fn", "e4m3b11fnuz"} <= set(format_names())
+    f = get_format("e5m2")
+    assert get_format(f) is f
+
+
+def test_a_registered_format_says_where_it_comes_from() -> None:
+    for name in format_names():
+        assert get_format(name).source, name
+
+
+def test_codes_outside_the_range_have_no_value() -> None:
+    with pytest.raises(ValueError, match="codes 0 to 255, got 256"):
+        get_format("e5m2").value(256)
+
+
+def test_formats_need_no_torch() -> None:
+    code = (
+        "import sys; from altgrad_core.numerics import get_format; get_format('e4m3fn').values(); "
+        "from altgrad_core.cli.formats import formats; formats(); sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "e4m3fn" in done.stdout
