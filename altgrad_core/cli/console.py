@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from altgrad_core.cli.progress import RunProgress, clock, event_line, init_lines
@@ -19,6 +20,7 @@ from altgrad_core.training.events import Event
 
 _LEVEL_STYLE = {"info": "", "warning": "yellow", "error": "bold red"}
 _PLAIN_EVERY_S = 30.0
+_WIDE = 110  # columns from which a bar has room for all its numbers
 
 
 class PlainConsole:
@@ -95,10 +97,10 @@ class LiveConsole(PlainConsole):
         super().__init__(console)
         self._bars = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=8 if console.width < _WIDE else 24),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            _Numbers(self.progress),
+            _Numbers(self.progress, console),
             console=console,
             auto_refresh=False,
         )
@@ -140,16 +142,16 @@ class LiveConsole(PlainConsole):
 
 
 class _Numbers(ProgressColumn):
-    def __init__(self, progress: dict[str, RunProgress]) -> None:
-        super().__init__()
-        self._progress = progress
+    def __init__(self, progress: dict[str, RunProgress], console: RichConsole) -> None:
+        super().__init__(Column(no_wrap=True))
+        self._progress, self._console = progress, console
 
     def render(self, task: Task) -> Text:
         """Show loss, speed and times of the run behind a bar; what it does when it is not training."""
         run = self._progress[task.description]
         activity = "" if run.activity == "running" else f"  {run.activity}"
         times = f"{clock(run.elapsed_s)} eta {clock(run.eta_s if run.step < run.steps else 0)}"
-        return Text(f"{run.numbers()}  {times}{activity}")
+        return Text(f"{run.numbers(short=self._console.width < _WIDE)}  {times}{activity}")
 
 
 def make_console(console: RichConsole) -> PlainConsole:

@@ -22,6 +22,7 @@ class RunProgress:
     values: dict[str, float] = attrs.field(factory=dict)
     activity: str = "starting"
     _started: float = attrs.field(factory=time.monotonic)
+    _seen: int = 0
     _first: tuple[int, float] | None = None
     _last: tuple[int, float] | None = None
 
@@ -39,12 +40,10 @@ class RunProgress:
                 self.values.update((n, v) for n, v in metrics_of(event).items() if "/" not in n or n[:5] in _SHOWN)
                 if "train/loss" in event["values"]:
                     self.step = event["step"]
-                    now = time.monotonic()
-                    self._last = (self.step, now)
-                    if self._first is None or self.step < self._first[0] + _IGNORED_STEPS:
-                        self._first = self._first or (self.step, now)
-                        if self.step == self._first[0] + _IGNORED_STEPS - 1:
-                            self._first = (self.step, now)
+                    self._seen += 1
+                    self._last = (self.step, event["time"])
+                    if self._seen <= _IGNORED_STEPS:
+                        self._first = self._last
 
     @property
     def elapsed_s(self) -> float:
@@ -59,16 +58,15 @@ class RunProgress:
         pace = (self._last[1] - self._first[1]) / (self._last[0] - self._first[0])
         return pace * (self.steps - self.step)
 
-    def numbers(self) -> str:
-        """Return loss, perplexity, learning rate and speed in fixed-width fields."""
-        parts = []
-        if "train/loss" in self.values:
-            parts += [
-                f"loss {self.values['train/loss']:7.4f}",
-                f"ppl {perplexity(self.values['train/perplexity']):>8}",
-                f"lr {self.values['train/lr']:.2e}",
-                f"{self.values['train/tokens_per_s']:>8,.0f} tok/s",
-            ]
+    def numbers(self, *, short: bool = False) -> str:
+        """Return loss, perplexity, learning rate and speed in fixed-width fields; ``short`` keeps loss and speed."""
+        if "train/loss" not in self.values:
+            return ""
+        parts = [f"loss {self.values['train/loss']:7.4f}"]
+        if not short:
+            parts.append(f"ppl {perplexity(self.values['train/perplexity']):>8}")
+            parts.append(f"lr {self.values['train/lr']:.2e}")
+        parts.append(f"{self.values['train/tokens_per_s']:>8,.0f} tok/s")
         return "  ".join(parts)
 
 

@@ -58,9 +58,9 @@ def run(
     comparison = compare(load_experiment_runs(folder))
     console.print(table(comparison))
     for verdict in comparison.verdicts:
-        console.print(verdict, highlight=False)
-    console.print(f"Report: {write_report(folder)}", highlight=False, soft_wrap=True)
+        console.print(verdict, highlight=False, markup=False)
+    console.print(f"Report: {write_report(folder)}", highlight=False, markup=False, soft_wrap=True)
     failed = [name for name, status in statuses.items() if status not in ("done", "stopped")]
     if failed:
-        console.print(f"[bold red]Not finished: {', '.join(failed)}.[/]", highlight=False)
+        console.print(f"Not finished: {', '.join(failed)}.", style="bold red", highlight=False, markup=False)
         raise typer.Exit(1)

@@ -102,9 +102,15 @@ def last_status(events: Path) -> dict[str, Any] | None:
     last = None
     if events.exists():
         with events.open("rb") as file:
-            for line in file:
+            for number, line in enumerate(file, 1):
                 if b'"status"' in line and line.endswith(b"\n"):
-                    event = json.loads(line)
+                    try:
+                        event = json.loads(line)
+                    except ValueError as error:
+                        raise AltgradError(
+                            f"{events}:{number} is not an event ({error}): the file is damaged. Mend or remove that line, "
+                            "or start the run over with --fresh."
+                        ) from None
                     if event.get("event") == "status":
                         last = event
     return last

@@ -114,3 +114,15 @@ def test_the_tail_reads_complete_new_lines_once(tmp_path: Path) -> None:
         file.write("}\n")
         file.flush()
         assert tail.new() == [{"n": 2}]
+
+
+def test_a_damaged_status_line_is_named(tmp_path: Path) -> None:
+    from altgrad_core.errors import AltgradError
+    from altgrad_core.experiments.folder import last_status
+
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"event": "status", "status": "running"}\n{"event": "status", garbage\n{"event": "status", "sta')
+    with pytest.raises(AltgradError, match=r"events\.jsonl:2 is not an event"):
+        last_status(path)
+    path.write_text('{"event": "status", "status": "running"}\n{"event": "status", "sta')
+    assert last_status(path)["status"] == "running"
