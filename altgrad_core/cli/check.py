@@ -129,7 +129,8 @@ def _layers_text(run: RunConfig, sizes: dict[str, PlannedSize]) -> str:
 
 
 def _choice_text(choice: Choice) -> str:
-    from altgrad_core.structure import shown, unstructure
+    from altgrad_core.spelling import shown
+    from altgrad_core.structure import unstructure
 
     options = unstructure(choice.options)
     return " ".join([choice.kind, *(f"{key}={shown(value)}" for key, value in options.items())])

@@ -68,7 +68,8 @@ def _plugin_lines(found: Plugins, row: PluginRow) -> list[str]:
 def _offer_lines(extension: Extension) -> list[str]:
     import attrs
 
-    from altgrad_core.structure import shown, unstructure
+    from altgrad_core.spelling import shown
+    from altgrad_core.structure import unstructure
 
     lines = [f"  {extension.kind} {extension.name}"]
     if extension.kind == "recipe":
