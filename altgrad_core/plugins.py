@@ -212,7 +212,7 @@ def _load(
 
 
 def _collect(manager: pluggy.PluginManager, row: PluginRow) -> dict[tuple[str, str], Extension]:
-    """Call the plugin's hooks and return what it registers; raises on anything invalid, so that all or nothing counts."""
+    """Call the plugin's hooks and return what it registers; raises on anything invalid: all or nothing."""
     found: dict[tuple[str, str], Extension] = {}
     others = [plugin for name, plugin in manager.list_name_plugin() if name != row.name]
 

@@ -8,7 +8,6 @@ and collect problems instead of stopping at the first.
 from __future__ import annotations
 
 import collections.abc
-import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,16 +15,12 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import attrs
 import cattrs
-import tomli_w
 
 from altgrad_core.errors import AltgradError, nearest, unknown
 from altgrad_core.plugins import Choice, Plugins
+from altgrad_core.spelling import KeyPath, key_text, shown
 
 T = TypeVar("T")
-KeyPath = tuple[str | int, ...]
-
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-_SHOWN = 60
 
 
 @attrs.frozen
@@ -113,28 +108,6 @@ def choose(plugins: Plugins, kind: str, value: Any, default: str | None = None) 
             extension = plugins.get(kind, name)
     collector.check()
     return Choice(extension.name, structure(options, extension.options))
-
-
-def key_text(path: KeyPath) -> str:
-    """Return a key path as one would write it: ``train.steps``, ``sink[0].kind``, ``matrix."recipe.scaling"``."""
-    text = ""
-    for part in path:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        else:
-            text += ("." if text else "") + (part if _BARE_KEY.fullmatch(part) else shown(part, limit=None))
-    return text
-
-
-def shown(value: Any, limit: int | None = _SHOWN) -> str:
-    """Return a value as TOML spells it, shortened to ``limit`` characters."""
-    try:
-        text = tomli_w.dumps({"x": [value]}).strip().removeprefix("x = ")
-    except (TypeError, ValueError):
-        text = f"[{value!r}]"
-    # in an array a table stays inline and a text stays on one line
-    text = re.sub(r"\s*\n\s*", " ", text).removeprefix("[").removesuffix("]").strip().removesuffix(",").strip()
-    return text if limit is None or len(text) <= limit else text[: limit - 3] + "..."
 
 
 class _Mismatch(ValueError):

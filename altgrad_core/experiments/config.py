@@ -20,7 +20,8 @@ from altgrad_core.experiments.positions import Positions, parse_key
 from altgrad_core.experiments.runfile import build_run, build_sinks, default_probes, difference, dump_run
 from altgrad_core.experiments.schema import Experiment, RunConfig
 from altgrad_core.plugins import Choice, Plugins, installed
-from altgrad_core.structure import Collector, KeyPath, StructureError, key_text, shown
+from altgrad_core.spelling import KeyPath, key_text, shown
+from altgrad_core.structure import Collector, StructureError
 
 __all__ = ["difference", "dump_run", "load_experiment", "load_run"]
 
@@ -149,10 +150,8 @@ def _parse_override(text: str, report: _Report) -> _Override | None:
     try:
         table = tomli.loads(f"value = {right.strip()}")
     except (ValueError, RecursionError):  # ValueError: also Python's limit on the digits of an integer
-        quoted = '"' + right.strip().strip("\"'") + '"'
-        report.setting(
-            text, f"{key.strip()}: {right.strip()!r} is not a TOML value; text needs quotes: --set '{left}={quoted}'"
-        )
+        value, quoted = shown(right.strip()), shown(right.strip().strip("\"'"))
+        report.setting(text, f"{key.strip()}: {value} is not a TOML value; text needs quotes: --set '{left}={quoted}'")
         return None
     if list(table) != ["value"]:
         report.setting(text, f"{key.strip()}: expected one TOML value, got several lines")
@@ -262,6 +261,9 @@ class _Loader:
         for cell in cells:
             with collector.at("name"):
                 check_folder_name(cell.name)
+            for setting in cell.settings:
+                if setting.path[0] not in SET_KEYS:
+                    collector.add(setting.written, unknown("key", str(setting.path[0]), SET_KEYS))
         for problem in collector.problems:
             self._add((*where, *problem.path), problem.message)
         return [] if collector.problems else cells

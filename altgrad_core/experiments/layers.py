@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 from altgrad_core.recipes.resolve import CASTS
-from altgrad_core.structure import KeyPath
+from altgrad_core.spelling import KeyPath
 
 
 @attrs.frozen
@@ -58,6 +58,8 @@ class Layers:
         table = self.values
         for depth in range(1, len(path)):
             table = self._open(table, path[:depth])
+            parent = origin if origin.whole else attrs.evolve(origin, path=path[:depth])
+            self._origins.setdefault(path[:depth], parent)
         self._put(table, path, value, origin)
 
     def origin(self, path: KeyPath) -> Origin:

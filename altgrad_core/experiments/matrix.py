@@ -11,7 +11,8 @@ import attrs
 
 from altgrad_core.errors import AltgradError, unknown
 from altgrad_core.experiments.positions import parse_key
-from altgrad_core.structure import Collector, KeyPath, key_text, shown
+from altgrad_core.spelling import KeyPath, key_text, shown
+from altgrad_core.structure import Collector
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9._+-]{0,199}")

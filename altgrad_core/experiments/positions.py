@@ -14,7 +14,7 @@ from typing import Any
 
 import tomli
 
-from altgrad_core.structure import KeyPath
+from altgrad_core.spelling import KeyPath
 
 _SPACE = re.compile(r"[ \t]*")
 _FILLER = re.compile(r"(?:[ \t\n]+|#[^\n]*)*")

@@ -8,12 +8,14 @@ from typing import Any
 import attrs
 import tomli_w
 
+from altgrad_core.errors import unknown
 from altgrad_core.experiments.matrix import check_folder_name
 from altgrad_core.experiments.schema import RunConfig
 from altgrad_core.plugins import Choice, Plugins
 from altgrad_core.recipes.recipe import Recipe
 from altgrad_core.recipes.resolve import recipe_table, resolve_recipe
-from altgrad_core.structure import Collector, choose, shown, structure, unstructure
+from altgrad_core.spelling import shown
+from altgrad_core.structure import Collector, choose, structure, unstructure
 
 DEFAULTS = {"model": "gpt", "data": "stdlib", "launcher": "process", "optimizer": "adamw", "backend": "local"}
 PLUGIN_KINDS = {
@@ -31,7 +33,11 @@ def build_run(table: Mapping[str, Any], plugins: Plugins) -> RunConfig:
     ``probes`` are those that the table names and does not switch off. Raises ``StructureError`` with every problem.
     """
     collector = Collector()
-    values = {key: value for key, value in table.items() if key not in ("sink", "sinks")}
+    known = {field.name for field in attrs.fields(RunConfig)} - {"sinks"} | {"sink"}
+    for key in table:
+        if key not in known:
+            collector.add((key,), unknown("key", key, known))
+    values = {key: value for key, value in table.items() if key in known and key != "sink"}
     for key in ("experiment", "name"):
         if isinstance(table.get(key), str):
             with collector.at(key):
@@ -52,8 +58,6 @@ def build_run(table: Mapping[str, Any], plugins: Plugins) -> RunConfig:
     values["sinks"] = ()
     with collector.at("sink"):
         values["sinks"] = build_sinks(table.get("sink", []), plugins)
-    if "sinks" in table:
-        collector.add(("sinks",), "Unknown key 'sinks'. Did you mean 'sink'?")
     config = None
     with collector.at():
         config = structure(values, RunConfig)

@@ -1,7 +1,8 @@
 """From what users write, ``"hybrid"`` or a table, to a ``Recipe``, and back. Nothing here imports torch.
 
 The short form is a name: that of a recipe, or of any number format (all three operands in that format, scaled by
-their current amax; a format with the range of FP32, such as bf16 or tf32, needs no scale and gets none). The long form is a table::
+their current amax; a format with the range of FP32, such as bf16 or tf32, needs no scale and gets none). The long form
+is a table::
 
     { input = "e4m3fn", weight = "e4m3fn", grad_output = { format = "e5m2", scaling = "delayed" }, scaling = "current" }
     { base = "e5m2", scaling = { kind = "delayed", history = 8 }, overrides = [{ match = "lm_head", recipe = "bf16" }] }
@@ -21,7 +22,8 @@ from altgrad_core.numerics.formats import FloatFormat
 from altgrad_core.numerics.registry import get_format
 from altgrad_core.plugins import Choice, Plugins, installed
 from altgrad_core.recipes.recipe import OPERANDS, Backend, Compute, OperandCast, Override, Recipe, Rounding, Saturation
-from altgrad_core.structure import Collector, Problem, StructureError, choose, shown, structure, unstructure
+from altgrad_core.spelling import shown
+from altgrad_core.structure import Collector, Problem, StructureError, choose, structure, unstructure
 
 CASTS = (*OPERANDS, "gradient")
 _HOW = {"rounding": Rounding, "saturation": Saturation}
