@@ -89,7 +89,7 @@ class FloatFormat(Format):
     signed: bool = True
     """Whether there is a sign bit; negative inputs of an unsigned format count as beyond its range."""
 
-    # Derived, plain attributes so that the kernels (and a tracing compiler) read constants.
+    # Derived once.
     min_exponent: int = attrs.field(init=False, eq=False, repr=False)
     """Exponent of the smallest normal, 1 - bias; the subnormals share its spacing."""
     max_exponent: int = attrs.field(init=False, eq=False, repr=False)
@@ -102,6 +102,8 @@ class FloatFormat(Format):
     """Smallest value above zero."""
     beyond: float = attrs.field(init=False, eq=False, repr=False)
     """What the code after ``max_code`` would mean were it a number: rounding to it, or past it, is overflow."""
+    constants: str = attrs.field(init=False, eq=False, repr=False)
+    """What ``altgrad_core.numerics.kernel.Grid`` holds, as text: see there."""
 
     @bias.default
     def _default_bias(self) -> int:
@@ -128,6 +130,10 @@ class FloatFormat(Format):
         put(self, "max_finite", self.magnitude(max_code))
         put(self, "min_positive", self.magnitude(1))
         put(self, "beyond", self.magnitude(max_code + 1))
+        numbers = [e, m, self.bias, self.signed, self.has_inf, self.has_nan, self.has_negative_zero]
+        numbers += [self.threshold_rounds_to_max]
+        lengths = [self.min_normal or 0.0, self.min_positive, self.max_finite, self.overflow_threshold, self.beyond]
+        put(self, "constants", " ".join([*(str(int(n)) for n in numbers), *(repr(length) for length in lengths)]))
 
     def _check(self) -> None:
         e, m, name = self.exponent_bits, self.mantissa_bits, self.name

@@ -1,7 +1,7 @@
 """The definition of a cast, one number at a time, in exact fractions: what the kernels are tested against.
 
-Nothing here knows about bits of float32 or tricks of arithmetic: the candidates are the values of two neighbouring magnitude
-codes, and the nearer one wins, the even code on a tie.
+Nothing here knows about bits of float32 or tricks of arithmetic: the candidates are the values of two neighbouring
+magnitude codes, and the nearer one wins, the even code on a tie.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from altgrad_core.numerics.kernel import Saturation
 
 
 def quantize_exactly(x: float | Fraction, format: FloatFormat, saturation: Saturation = "finite") -> float:
-    """Return the value of ``format`` nearest to ``x``, as ``altgrad_core.numerics.cast.quantize`` defines it (scale 1)."""
+    """Return the value of ``format`` nearest to ``x``, as ``altgrad_core.quantize`` defines it (scale 1)."""
     if isinstance(x, float) and math.isnan(x):
         return math.nan
     negative = x < 0 or (isinstance(x, float) and math.copysign(1.0, x) < 0)
@@ -33,7 +33,7 @@ def quantize_exactly(x: float | Fraction, format: FloatFormat, saturation: Satur
 
 
 def nearest_code(magnitude: Fraction, format: FloatFormat) -> int:
-    """Return the magnitude code whose value is nearest, even on a tie; ``max_code + 1`` for what rounds to beyond the end."""
+    """Return the magnitude code whose value is nearest, even on a tie; ``max_code + 1`` for what rounds past it."""
     low, high = 0, format.max_code + 1
     if magnitude >= Fraction(format.magnitude(high)):
         return high

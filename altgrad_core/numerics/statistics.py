@@ -23,7 +23,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from altgrad_core.numerics.formats import FloatFormat
+from altgrad_core.numerics.kernel import Grid
 
 FIELDS = (
     "elements",
@@ -43,6 +43,7 @@ _AMAX, _AMIN = FIELDS.index("amax"), FIELDS.index("amin")
 # element).
 _SQUARES_FROM, _SQUARES_TO = 1e-8, 1e15
 _NEVER = 1e38
+_SHORT = 7
 
 
 @attrs.frozen(kw_only=True)
@@ -103,7 +104,7 @@ def combine(vectors: Tensor) -> Tensor:
     return combined
 
 
-def tensor_statistics(x: Tensor, y: Tensor, q: Tensor, scale: float | Tensor, format: FloatFormat) -> Tensor:
+def tensor_statistics(x: Tensor, y: Tensor, q: Tensor, scale: float | Tensor, grid: Grid) -> Tensor:
     """Return the vector for x (float32 or float64), y = x / scale and the result q, all of one shape. No host sync."""
     finite = torch.isfinite(x)
     magnitude = torch.where(finite, x.abs(), 0.0).double()
@@ -114,16 +115,16 @@ def tensor_statistics(x: Tensor, y: Tensor, q: Tensor, scale: float | Tensor, fo
         amin = torch.where(amin.isinf(), 0.0, amin)
     else:
         amax = amin = magnitude.sum()
-    threshold = format.overflow_threshold
+    threshold = grid.overflow_threshold
     size = y.abs().double()
-    over = size > threshold if format.threshold_rounds_to_max else size >= threshold
-    if not format.signed:
-        over = torch.where(y < 0, size > format.min_positive / 2, over)
+    over = size > threshold if grid.threshold_rounds_to_max else size >= threshold
+    if not grid.signed:
+        over = torch.where(y < 0, size > grid.min_positive / 2, over)
     over = over & finite
     zero = q == 0
-    subnormal = (q.abs() < format.min_normal) & ~zero if format.min_normal is not None else torch.zeros_like(zero)
-    clamped = torch.where(torch.isfinite(q), q, torch.copysign(torch.full_like(q, format.max_finite), y)).double()
-    if not format.signed:
+    subnormal = (q.abs() < grid.min_normal) & ~zero
+    clamped = torch.where(torch.isfinite(q), q, torch.copysign(torch.full_like(q, grid.max_finite), y)).double()
+    if not grid.signed:
         clamped = torch.where(torch.isfinite(q) | (y > 0), clamped, 0.0)
     wide_scale = scale.detach().double() if isinstance(scale, Tensor) else scale
     error = torch.where(finite, clamped * wide_scale - x.double(), 0.0)
@@ -133,9 +134,7 @@ def tensor_statistics(x: Tensor, y: Tensor, q: Tensor, scale: float | Tensor, fo
     return torch.stack([torch.full_like(amax, x.numel()), *fields])
 
 
-def chunk_statistics(
-    x: Tensor, y: Tensor, q: Tensor, *, scale: float, format: FloatFormat, scratch: Tensor
-) -> list[float]:
+def chunk_statistics(x: Tensor, y: Tensor, q: Tensor, *, scale: float, grid: Grid, scratch: Tensor) -> list[float]:
     """Return the vector's numbers for a 1-D chunk on the CPU, where reading a number does not wait for anything.
 
     The usual chunk, finite and of ordinary magnitude, takes few passes: a mask written as float32 and summed is three
@@ -145,16 +144,17 @@ def chunk_statistics(
     low, high = (bound.item() for bound in torch.aminmax(x))
     amax = max(-low, high)
     scaled_amax = amax / scale
-    usual = _SQUARES_FROM < scaled_amax < _SQUARES_TO and format.signed and x.numel() < 2**24
-    if not usual or not _SQUARES_FROM < amax < _SQUARES_TO or q.dtype is not torch.float32:
-        return tensor_statistics(x, y, q, scale, format).tolist()
+    exact_scale = math.frexp(scale)[0] == 0.5
+    usual = _SQUARES_FROM < scaled_amax < _SQUARES_TO and amax < _NEVER and grid.signed and x.numel() < 2**24
+    if not usual or not (exact_scale or grid.mantissa_bits <= _SHORT):
+        return tensor_statistics(x, y, q, scale, grid).tolist()
     overflow = 0.0
-    if scaled_amax >= format.max_finite:
+    if scaled_amax >= grid.max_finite:
         torch.abs(y, out=scratch)
-        compare = torch.gt if format.threshold_rounds_to_max else torch.ge
-        overflow = compare(scratch, format.overflow_threshold, out=scratch).sum().item()
+        compare = torch.gt if grid.threshold_rounds_to_max else torch.ge
+        overflow = compare(scratch, grid.overflow_threshold, out=scratch).sum().item()
         if overflow and not torch.isfinite(q).all():
-            return tensor_statistics(x, y, q, scale, format).tolist()
+            return tensor_statistics(x, y, q, scale, grid).tolist()
     zeros = torch.eq(x, 0.0, out=scratch).sum().item()
     if zeros:
         smallest = scratch.mul_(_NEVER).add_(x.abs()).amin().item()
@@ -162,11 +162,14 @@ def chunk_statistics(
         smallest = torch.abs(x, out=scratch).amin().item()
     zero_results = torch.eq(q, 0.0, out=scratch).sum().item()
     subnormal = 0.0
-    if format.min_normal is not None and format.mantissa_bits:
+    if grid.min_normal and grid.mantissa_bits:
         torch.abs(q, out=scratch)
-        subnormal = torch.lt(scratch, format.min_normal, out=scratch).sum().item() - zero_results
+        subnormal = torch.lt(scratch, grid.min_normal, out=scratch).sum().item() - zero_results
     signal = torch.dot(y, y).item()
-    error = torch.sub(q, y, out=scratch)
+    if exact_scale:
+        error = torch.sub(q, y, out=scratch)
+    else:  # y is rounded, so go by x; the rounding of this product is far below the error of a short mantissa
+        error = torch.mul(q, scale, out=scratch).sub_(x).div_(scale)
     noise = torch.dot(error, error).item()
     amin = 0.0 if smallest >= _NEVER else smallest
     powers = [signal * scale * scale, noise * scale * scale]

@@ -12,7 +12,7 @@ from altgrad_core.errors import AltgradError
 from altgrad_core.numerics import FloatFormat, get_format
 from altgrad_core.numerics import cast as cast_module
 from altgrad_core.numerics.cast import cast, inverse_scale, quantize
-from altgrad_core.numerics.kernel import path_of
+from altgrad_core.numerics.kernel import grid_of, path_of
 from altgrad_core.testing.formats import assert_same, search_table
 from altgrad_core.testing.strategies import landmarks
 
@@ -122,8 +122,8 @@ def test_unsigned_formats_have_nothing_below_zero() -> None:
 def test_each_way_of_rounding_has_its_formats(format: str, path: str) -> None:
     f = get_format(format)
     assert isinstance(f, FloatFormat)
-    assert path_of(f, torch.float32) == path
-    assert path_of(f, torch.float64) == "float64"
+    assert path_of(grid_of(f), torch.float32) == path
+    assert path_of(grid_of(f), torch.float64) == "float64"
 
 
 def spread() -> list[str]:

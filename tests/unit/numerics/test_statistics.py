@@ -14,7 +14,7 @@ from torch import Tensor
 from altgrad_core.numerics import FloatFormat, get_format
 from altgrad_core.numerics import cast as cast_module
 from altgrad_core.numerics.cast import cast, inverse_scale
-from altgrad_core.numerics.kernel import SATURATIONS
+from altgrad_core.numerics.kernel import SATURATIONS, grid_of
 from altgrad_core.numerics.reference import nearest_code
 from altgrad_core.numerics.statistics import FIELDS, CastStatistics, combine, tensor_statistics
 from altgrad_core.testing.strategies import landmarks, tensors
@@ -61,8 +61,10 @@ def check(x: Tensor, format: FloatFormat, scale: float, saturation: str = "finit
     # An unsigned format's overflow below zero leaves zero in saturated results and NaN in others.
     if not format.signed and saturation == "none":
         expected.pop("underflow"), got.pop("underflow")
-    for field in ("signal_power", "error_power"):
-        assert got.pop(field) == pytest.approx(expected.pop(field), rel=1e-5, abs=1e-300), field
+    signal, error = expected.pop("signal_power"), expected.pop("error_power")
+    assert got.pop("signal_power") == pytest.approx(signal, rel=1e-5, abs=1e-300)
+    # Errors are differences of float32 numbers: each may be off by a float32 rounding of its element.
+    assert got.pop("error_power") == pytest.approx(error, rel=1e-5, abs=2.0**-22 * math.sqrt(signal * error) + 1e-300)
     assert got == expected
 
 
@@ -107,7 +109,7 @@ def test_the_fast_and_the_plain_way_agree() -> None:
     f = float_format("e4m3fn")
     x = torch.randn(20_000, generator=torch.Generator().manual_seed(3)) * 150
     q, vector = cast(x, f, dtype=torch.float32, statistics=True)
-    assert torch.allclose(vector, tensor_statistics(x, x, q, 1.0, f), rtol=1e-6)
+    assert torch.allclose(vector, tensor_statistics(x, x, q, 1.0, grid_of(f)), rtol=1e-6)
     assert vector[FIELDS.index("overflow")] > 0
 
 
@@ -136,7 +138,7 @@ def test_combine_adds_counts_and_keeps_extremes() -> None:
 
 
 def test_counts_beyond_what_float32_can_count() -> None:
-    x = torch.full((2**24 + 3,), 1e-9)
+    x = torch.full((2**24 + 3,), 1e-5)
     _, vector = cast(x, "e4m3fn", statistics=True)
     statistics = CastStatistics.from_values(vector.tolist())
     assert statistics.elements == statistics.underflow == 2**24 + 3
