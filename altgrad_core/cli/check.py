@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from altgrad_core.errors import AltgradError
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -62,7 +64,13 @@ def _sizes(experiment: Experiment, plugins: Plugins) -> dict[str, PlannedSize]:
     for run in experiment.runs:
         data = next((data for choice, data in opened if choice == run.data), None)
         if data is None:
-            data = open_data(run, plugins, workspace)
+            try:
+                data = open_data(run, plugins, workspace)
+            except AltgradError as error:
+                raise AltgradError(
+                    f"{experiment.path} itself is right, but the data of '{run.name}' could not be opened: {error}\n"
+                    "Mend that, or see the rest of the plan with --no-data."
+                ) from error
             opened.append((run.data, data))
         sizes[run.name] = measure(run, plugins, data)
     return sizes

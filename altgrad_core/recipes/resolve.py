@@ -166,8 +166,10 @@ class _Resolver:
             elif base is None:
                 collector.add(("format",), "missing; it has no default")
         collector.check()
-        if base is not None:
+        if base is not None and ("format" not in values or base.scaling != self._default_scaling(base.format)):
             return attrs.evolve(base, **values)
+        if base is not None:  # a format that needs scaling may replace one that does not
+            values = {"rounding": base.rounding, "saturation": base.saturation, **values}
         if "scaling" not in values:
             values["scaling"] = self._default_scaling(values["format"])
         return OperandCast(**values)

@@ -108,6 +108,14 @@ def test_what_is_wrong_is_an_error(file: Path) -> None:
         _invoke("check", str(file), "--set", "train.stps=3")
 
 
+def test_data_that_is_not_there(file: Path, cache: Path) -> None:
+    with pytest.raises(AltgradError) as caught:
+        _invoke("check", str(file), "--set", 'data={kind="text", path="/no/such/folder"}', ALTGRAD_CACHE=str(cache))
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith(f"{file} itself is right, but the data of 'bf16' could not be opened: ")
+    assert lines[-1] == "Mend that, or see the rest of the plan with --no-data."
+
+
 def test_needed(file: Path) -> None:
     names = {(extension.kind, extension.name) for extension in needed(load_experiment(file), installed())}
     assert {("format", "e4m3fn"), ("format", "e5m2"), ("scaling", "current"), ("sink", "csv")} <= names

@@ -51,6 +51,25 @@ def test_the_table_is_the_default_of_the_operands(plugins: Plugins) -> None:
     assert recipe.gradient.scaling.kind == "delayed"
 
 
+def test_a_format_with_the_range_of_fp32_is_not_scaled(plugins: Plugins) -> None:
+    kinds = {
+        name: resolve_recipe({"input": name}, plugins=plugins).casts()["input"].scaling.kind
+        for name in ("bf16", "tf32", "fp32", "e8m3", "fp16", "e5m2")
+    }
+    assert kinds == {
+        "bf16": "none",
+        "tf32": "none",
+        "fp32": "none",
+        "e8m3": "none",
+        "fp16": "current",
+        "e5m2": "current",
+    }
+    assert (
+        resolve_recipe({"input": "bf16", "scaling": "current"}, plugins=plugins).casts()["input"].scaling.kind
+        == "current"
+    )
+
+
 def test_base(plugins: Plugins) -> None:
     recipe = resolve_recipe({"base": "hybrid", "scaling": "delayed", "input": "e3m4"}, plugins=plugins)
     assert recipe.name == "hybrid, input e3m4, scaling delayed"
@@ -60,6 +79,17 @@ def test_base(plugins: Plugins) -> None:
     assert changed.name == "mine"
     assert changed.weight is not None
     assert (changed.weight.format, changed.weight.scaling.kind) == ("e4m3fn", "none")
+
+
+def test_a_base_gives_its_scaling_unless_it_is_the_default_of_its_format(plugins: Plugins) -> None:
+    def kind(base: dict[str, Any]) -> str:
+        cast = resolve_recipe(base, plugins=plugins).input
+        assert cast is not None
+        return cast.scaling.kind
+
+    assert kind({"base": "tf32", "input": "e5m2"}) == "current"
+    assert kind({"base": "e5m2", "input": "tf32"}) == "none"
+    assert kind({"base": "e5m2", "input": "tf32", "scaling": "delayed"}) == "delayed"
 
 
 def test_overrides_come_before_those_of_the_base_and_follow_the_precision(plugins: Plugins) -> None:
