@@ -2,10 +2,11 @@
 
     python benchmarks/quantize.py [--threads 1] [--rounds 15] [--output benchmarks/results/quantize-cpu.json]
 
-All contenders run in turn within each round, so that a neighbour on the machine slows all of them; each figure is the
-median over the rounds. ``Gelem/s`` is 10^9 elements a second, ``x torch`` the ratio to torch's own
-``clamp().to(float8_e4m3fn).float()`` of the same tensor, ``x copy`` that to ``clone()``. glibc is told to keep freed
-memory: otherwise tensors of 32 MB and more are page faults first, and a copy of 16 M elements is eight times slower.
+All contenders run in turn within each round, so that a neighbour on the machine slows all of them; each warms up
+first, and each figure is the median over the rounds. ``Gelem/s`` is 10^9 elements a second, ``x torch`` the ratio to
+torch's own ``clamp().to(float8_e4m3fn).float()`` of the same tensor, ``x copy`` that to ``clone()``. glibc is told to
+keep freed memory: otherwise tensors of 32 MB and more are page faults first, and a copy of 16 M elements is eight
+times slower.
 """
 
 from __future__ import annotations
@@ -57,15 +58,16 @@ def contenders(x: Tensor) -> dict[str, Callable[[], object]]:
     return runs
 
 
-def measure(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return the median seconds of each, after one round to warm up."""
+def measure(runs: dict[str, Callable[[], object]], rounds: int, repeats: int) -> dict[str, float]:
+    """Return the median seconds of each; in its turn each runs once to warm up and then ``repeats`` times."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for round_number in range(rounds + 1):
+    for _ in range(rounds):
         for name, run in runs.items():
-            start = time.perf_counter()
             run()
-            if round_number:
-                seconds[name].append(time.perf_counter() - start)
+            start = time.perf_counter()
+            for _ in range(repeats):
+                run()
+            seconds[name].append((time.perf_counter() - start) / repeats)
     return {name: statistics.median(taken) for name, taken in seconds.items()}
 
 
@@ -108,7 +110,7 @@ def main() -> None:
     for label, size in SIZES.items():
         # A few elements overflow and a few underflow, as in training.
         x = torch.randn(size, generator=torch.Generator().manual_seed(0)) * 60
-        seconds = measure(contenders(x), arguments.rounds)
+        seconds = measure(contenders(x), arguments.rounds, max(1, 2**19 // size))
         print(f"\n{label} float32 elements\n{'':38}{'Gelem/s':>9}{'x copy':>9}{'x torch':>9}")
         results[label] = {}
         for name, taken in seconds.items():

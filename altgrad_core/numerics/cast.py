@@ -5,8 +5,8 @@
 
 x is multiplied by float32(1 / scale), which is exact for a power of two, in float32 (float64 for float64 input). On the
 CPU outside the compiler the work is done in chunks that stay in the cache, in reused memory; everywhere else as
-whole-tensor operations for the compiler or the device's allocator to deal with. Both do the same arithmetic. In compiled code pass a
-``Format``, not a name: looking a name up is nothing that a compiler can trace.
+whole-tensor operations for the compiler or the device's allocator to deal with. Both do the same arithmetic.
+In compiled code pass a ``Format``, not a name: looking a name up is nothing that a compiler can trace.
 
 Results carry no gradient.
 """
@@ -100,12 +100,10 @@ def cast(
     work = _work_dtype(x)
     grid = grid_of(fmt)
     x = x.detach()
+    if work is torch.float32 and x.device.type == "cpu" and not torch.compiler.is_compiling() and type(x) is Tensor:
+        return _cast_in_chunks(x, grid, scale=scale, saturation=saturation, dtype=dtype, statistics=statistics)
     scale = _traceable(scale, x)
     inverse = inverse_scale(scale)
-    if work is torch.float32 and x.device.type == "cpu" and not torch.compiler.is_compiling() and type(x) is Tensor:
-        return _cast_in_chunks(
-            x, grid, scale=scale, inverse=inverse, saturation=saturation, dtype=dtype, statistics=statistics
-        )
     wide = x.to(work)
     y = wide if isinstance(inverse, float) and inverse == 1.0 else wide * inverse
     q = round_nearest_even(y, grid, saturation)
@@ -164,14 +162,20 @@ def _cast_in_chunks(
     grid: Grid,
     *,
     scale: float | Tensor,
-    inverse: float | Tensor,
     saturation: Saturation,
     dtype: torch.dtype,
     statistics: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """CPU only: the arithmetic of the plain way, chunk by chunk in reused buffers."""
-    factor = inverse.item() if isinstance(inverse, Tensor) else inverse
-    scale = scale.item() if isinstance(scale, Tensor) else _float32(scale)
+    if isinstance(scale, Tensor) and scale.dim() == 0:
+        # The same numbers as inverse_scale's, without its five small tensors.
+        scale = _float32(scale.item())
+        factor = _float32(1.0 / scale) if scale else math.inf
+    else:
+        inverse = inverse_scale(scale)
+        assert isinstance(inverse, float)
+        assert not isinstance(scale, Tensor)
+        factor, scale = inverse, _float32(scale)
     result = torch.empty(x.shape, dtype=dtype)
     flat, flat_result = x.reshape(-1), result.view(-1)
     total = flat.numel()
@@ -195,7 +199,7 @@ def _cast_in_chunks(
         if dtype is not torch.float32:
             target.copy_(q)
         if statistics:
-            vectors.append(chunk_statistics(wide, y, q, scale=scale, grid=grid, scratch=scratch))
+            vectors.append(chunk_statistics(wide, y, q, scale=scale, grid=grid, saturation=saturation, scratch=scratch))
     if not statistics:
         return result, None
     if not vectors:

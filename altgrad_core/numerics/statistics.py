@@ -23,7 +23,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from altgrad_core.numerics.kernel import Grid
+from altgrad_core.numerics.kernel import Grid, Saturation
 
 FIELDS = (
     "elements",
@@ -134,7 +134,9 @@ def tensor_statistics(x: Tensor, y: Tensor, q: Tensor, scale: float | Tensor, gr
     return torch.stack([torch.full_like(amax, x.numel()), *fields])
 
 
-def chunk_statistics(x: Tensor, y: Tensor, q: Tensor, *, scale: float, grid: Grid, scratch: Tensor) -> list[float]:
+def chunk_statistics(
+    x: Tensor, y: Tensor, q: Tensor, *, scale: float, grid: Grid, saturation: Saturation, scratch: Tensor
+) -> list[float]:
     """Return the vector's numbers for a 1-D chunk on the CPU, where reading a number does not wait for anything.
 
     The usual chunk, finite and of ordinary magnitude, takes few passes: a mask written as float32 and summed is three
@@ -153,7 +155,7 @@ def chunk_statistics(x: Tensor, y: Tensor, q: Tensor, *, scale: float, grid: Gri
         torch.abs(y, out=scratch)
         compare = torch.gt if grid.threshold_rounds_to_max else torch.ge
         overflow = compare(scratch, grid.overflow_threshold, out=scratch).sum().item()
-        if overflow and not torch.isfinite(q).all():
+        if overflow and saturation == "none":  # Inf or NaN in q
             return tensor_statistics(x, y, q, scale, grid).tolist()
     zeros = torch.eq(x, 0.0, out=scratch).sum().item()
     if zeros:
