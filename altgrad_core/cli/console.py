@@ -46,8 +46,8 @@ class PlainConsole:
         progress = self.progress.setdefault(run, RunProgress(run))
         progress.take(event)
         if event["event"] == "init":
-            for line in self._introduce(event):
-                self._line(run, "info", line)
+            for text in self._introduce(event):
+                self._line(run, "info", text)
         line = event_line(event)
         if line is not None:
             self._line(run, *line)

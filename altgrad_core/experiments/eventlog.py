@@ -10,6 +10,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class EventLog:
             self._states = json.loads(first_states.read_text())
         for name in list(self._sinks):
             if name in self._states:
-                self._guarded(name, lambda sink, state=self._states[name]: sink.load_state_dict(state))
+                self._guarded(name, methodcaller("load_state_dict", self._states[name]))
         if not first_states.exists():
             first_states.write_text(json.dumps(self.state_dict()))
         waiting, self._waiting = self._waiting or [], None
@@ -71,10 +72,8 @@ class EventLog:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of every sink."""
-        states: dict[str, Any] = {}
-        for name in list(self._sinks):
-            self._guarded(name, lambda sink, name=name: states.__setitem__(name, sink.state_dict()))
-        return states
+        states = {name: self._guarded(name, methodcaller("state_dict")) for name in list(self._sinks)}
+        return {name: state for name, state in states.items() if name in self._sinks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the states out of a checkpoint; applied by ``start_sinks``."""
@@ -83,7 +82,7 @@ class EventLog:
     def close(self) -> None:
         """Close the sinks, then the file."""
         for name in list(self._sinks):
-            self._guarded(name, lambda sink: sink.close())
+            self._guarded(name, methodcaller("close"))
         self._sinks = {}
         self._file.close()
 
@@ -100,11 +99,11 @@ class EventLog:
 
     def _forward(self, event: Event) -> None:
         for name in list(self._sinks):
-            self._guarded(name, lambda sink: sink.write(event))
+            self._guarded(name, methodcaller("write", event))
 
-    def _guarded(self, name: str, do: Callable[[MetricSink], None]) -> None:
+    def _guarded(self, name: str, call: Callable[[MetricSink], Any]) -> Any:
         try:
-            do(self._sinks[name])
+            return call(self._sinks[name])
         except Exception as error:
             sink = self._sinks.pop(name)
             with contextlib.suppress(Exception):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import fnmatch
+import re
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,8 @@ from altgrad_core.training.events import Event
 
 Action = Literal["train", "resume", "skip"]
 _POLL_S = 0.1
+# Keys that may change between two calls: they decide nothing of what is trained.
+_FREE = re.compile(r"(baseline|launcher|sink)\b")
 
 
 @attrs.frozen(kw_only=True)
@@ -93,9 +96,8 @@ def run_experiment(
         _prepare_data([planned.config for planned in plan if planned.action != "skip"], observer)
         observer.begin(plan)
         for planned in plan:
-            if planned.action != "skip":
-                planned.folder.path.mkdir(exist_ok=True)
-                planned.folder.config.write_text(dump_run(planned.config), encoding="utf-8")
+            planned.folder.path.mkdir(exist_ok=True)
+            planned.folder.config.write_text(dump_run(planned.config), encoding="utf-8")
         _Crew(observer, device, jobs).work_off([planned for planned in plan if planned.action != "skip"])
     return {planned.config.name: planned.folder.status() for planned in plan}
 
@@ -124,7 +126,7 @@ def _plan(selected: Sequence[RunConfig], folder: Path, retry_failed: bool) -> li
         if status == "running":
             raise AltgradError(f"The run {run.path} is being trained by {run.holder()}. Wait for it, or stop it.")
         if run.config.exists():
-            differences = difference(load_run(run.config), config)
+            differences = [line for line in difference(load_run(run.config), config) if not _FREE.match(line)]
             if differences and status != "pending":
                 changes.append(f"{run.path} was made with another configuration (then -> now):")
                 changes += [f"  {line}" for line in differences]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -75,7 +76,7 @@ def _train(folder: RunFolder, device_name: str, log: EventLog, received: list[in
     engine = _engine(config, folder, model, data, log, device, received)
     for number, sink in enumerate(config.sinks):
         name = sink.kind if [s.kind for s in config.sinks].count(sink.kind) == 1 else f"{sink.kind}-{number + 1}"
-        log.add_sink(name, lambda sink=sink: _build("sink", sink, folder.path))
+        log.add_sink(name, functools.partial(_build, "sink", sink, folder.path))
     resumed = engine.resume()
     log.start_sinks(folder.path / "sinks.json")
     log.emit(

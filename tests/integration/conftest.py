@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers import MakeExperiment
 
 SMALL = """
 [experiment]
@@ -37,8 +37,6 @@ stability = {{ every = 2 }}
 updates = {{ every = 2 }}
 shadow = {{ every = 3 }}
 """
-
-MakeExperiment = Callable[..., Path]
 
 
 @pytest.fixture

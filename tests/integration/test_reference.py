@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import MakeExperiment
+from helpers import MakeExperiment
 from reference_loop import GPT, train
 
 import altgrad_core as altgrad

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import MakeExperiment
+from helpers import MakeExperiment
 
 import altgrad_core as altgrad
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import MakeExperiment
+from helpers import MakeExperiment, altgrad_cli
 
 import altgrad_core as altgrad
 
@@ -23,18 +21,13 @@ matrix = { recipe = ["e5m2", "hybrid"], "recipe.scaling" = ["current"] }
 """
 
 
-def altgrad_cli(*arguments: object, **extra: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "altgrad_core.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=180, **extra)
-
-
 def test_everything_a_run_leaves(make_experiment: MakeExperiment, tmp_path: Path) -> None:
     file = make_experiment(RUNS, launcher="process")
     done = altgrad_cli("run", file)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     assert "\x1b" not in done.stdout
-    for text in ("35,232 parameters", "tokenizer  bytes", "tok/s", "validation loss", "hybrid-current", "report.html"):
+    for text in ("34,720 parameters", "tokenizer  bytes", "tok/s", "validation loss", "hybrid-current", "report.html"):
         assert text in done.stdout, text
     folder = tmp_path / "runs" / "small"
     assert (folder / "report.html").exists()
@@ -63,6 +56,12 @@ def test_everything_a_run_leaves(make_experiment: MakeExperiment, tmp_path: Path
     assert again.returncode == 0
     assert again.stdout.count("is done already") == 3
     assert altgrad.load_run(folder / "bf16").stretches == 1
+
+    # Which run is the baseline decides nothing of the training: the others are compared with another run, that is all.
+    file.write_text(file.read_text().replace("baseline = true\n", ""))
+    moved = altgrad_cli("run", file, "--set", "hybrid-current:baseline=true")
+    assert moved.returncode == 0, moved.stderr
+    assert "hybrid-current *" in moved.stdout
 
     changed = altgrad_cli("run", file, "--set", "train.steps=13")
     assert changed.returncode == 2
