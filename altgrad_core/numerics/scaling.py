@@ -55,11 +55,13 @@ def scale_for(amax: Tensor, format: Format, *, power_of_two: bool, margin: int) 
     """
     if not isinstance(format, FloatFormat):
         raise TypeError(f"no scale is defined for a {type(format).__name__}")
-    valid = usable(amax)
-    # Never zero, subnormal or infinite in float64.
-    ratio = torch.where(valid, amax, 1.0).double() / format.max_finite
+    # Each operation on a 0-d tensor costs a microsecond or two, which small layers feel: as few as possible.
+    amax = torch.nan_to_num(amax, nan=0.0, posinf=0.0)
+    ratio = amax.double() / format.max_finite  # never subnormal or infinite
     if power_of_two:
         # Up to the next power of two unless on one, by the exponent bits: log2 is off by one just under powers of two.
         ratio = ((ratio.view(torch.int64) + _MANTISSA) & ~_MANTISSA).view(torch.float64)
-    scale = (ratio * 2.0**margin).clamp(MIN_SCALE, MAX_SCALE).to(torch.float32)
-    return torch.where(valid, scale, 1.0)
+    if margin:
+        ratio = ratio * 2.0**margin
+    scale = ratio.clamp(MIN_SCALE, MAX_SCALE).to(torch.float32)
+    return torch.where(amax > 0, scale, 1.0)
