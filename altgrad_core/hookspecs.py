@@ -33,19 +33,22 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 class RegisterFormat(Protocol):
     """``register(format)``: adds a number format under ``format.name``."""
 
-    def __call__(self, format: Format) -> None: ...
+    def __call__(self, format: Format) -> None:
+        """Add it; raises when the name is taken or not lower case."""
 
 
 class RegisterRecipe(Protocol):
     """``register(name, table)``: names a recipe; ``table`` is its long form as in ``experiments.toml``."""
 
-    def __call__(self, name: str, table: Mapping[str, Any]) -> None: ...
+    def __call__(self, name: str, table: Mapping[str, Any]) -> None:
+        """Add it; the table is checked when a run uses it."""
 
 
 class Register(Protocol):
     """``register(name, build, options=Options)``: adds an implementation under the ``kind`` that TOML files use."""
 
-    def __call__(self, name: str, build: Callable[..., Any], options: type | None = None) -> None: ...
+    def __call__(self, name: str, build: Callable[..., Any], options: type | None = None) -> None:
+        """Add it; ``options`` is an attrs class, or None when there are none."""
 
 
 @hookspec

@@ -61,7 +61,10 @@ def main() -> None:
         print(f"{name:34}{1000 * seconds:12.1f}{seconds / medians['bf16']:9.3f}")
     fp32_pass = medians["fp32"]
     shadow = medians["e5m2 + shadow"] - medians["e5m2"]
-    print(f"shadow: {1000 * shadow:.1f} ms, {shadow / medians['bf16']:.2f} of a bf16 step, {shadow / fp32_pass:.2f} of an fp32 step")
+    print(
+        f"shadow: {1000 * shadow:.1f} ms, {shadow / medians['bf16']:.2f} of a bf16 step, "
+        f"{shadow / fp32_pass:.2f} of an fp32 step"
+    )
     result = {
         "command": "python benchmarks/step.py" + (" --small" if arguments.small else ""),
         "environment": environment(device),
@@ -75,7 +78,7 @@ def main() -> None:
         target.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def _engine(recipe_name: str, probe_names: list[str], device, small: bool):  # noqa: ANN001, ANN202
+def _engine(recipe_name: str, probe_names: list[str], device, small: bool):
     import numpy as np
     import torch
     from altgrad_adamw.plugin import AdamWOptions

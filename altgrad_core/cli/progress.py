@@ -109,7 +109,10 @@ def init_lines(event: Event) -> list[str]:
         case "model":
             options = ", ".join(f"{name} {value}" for name, value in facts["options"].items())
             groups = ", ".join(f"{name} {count:,}" for name, count in facts["groups"].items())
-            return [f"model      {facts['kind']} · {facts['parameters']:,} parameters · {options}", f"           {groups}"]
+            return [
+                f"model      {facts['kind']} · {facts['parameters']:,} parameters · {options}",
+                f"           {groups}",
+            ]
         case "data":
             return [
                 f"data       {facts['name']} · {facts['documents']:,} documents · {facts['train_tokens']:,} training and "

@@ -10,12 +10,16 @@ import typer
 
 def run(
     file: Annotated[Path, typer.Argument(help="The experiment file.")] = Path("experiments.toml"),
-    only: Annotated[list[str] | None, typer.Option("--only", help="Only this run (name or pattern); repeatable.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Only this run (name or pattern); repeatable.")
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="Override a key in every run (train.steps=50) or in one (RUN:train.steps=50)."),
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Move earlier folders of the runs aside and start over.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Move earlier folders of the runs aside and start over.")
+    ] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Resume runs that failed.")] = False,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs trained at the same time.")] = 1,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",

@@ -54,7 +54,9 @@ def execute(folder: RunFolder, device_name: str) -> int:
                 traceback.print_exc()
             reason = str(error) if known else f"{type(error).__name__}: {error}"
             print(reason, file=sys.stderr)  # noqa: T201 - the worker's log
-            with contextlib.suppress(RunFailed):  # a full disk takes no event either; the lock tells that the run is over
+            with contextlib.suppress(
+                RunFailed
+            ):  # a full disk takes no event either; the lock tells that the run is over
                 log.emit({"event": "status", "status": "failed", "reason": reason})
             return 1
         finally:

@@ -60,9 +60,7 @@ class ConversionSummary:
         return "\n".join(lines)
 
 
-def convert(
-    model: nn.Module, recipe: str | Mapping[str, Any] | Recipe
-) -> tuple[nn.Module, ConversionSummary]:
+def convert(model: nn.Module, recipe: str | Mapping[str, Any] | Recipe) -> tuple[nn.Module, ConversionSummary]:
     """Convert ``model`` in place and return it with a summary.
 
     Every module that is exactly an ``nn.Linear`` becomes a ``CastLinear``: the same object with the same parameters,

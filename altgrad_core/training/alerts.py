@@ -82,7 +82,7 @@ class AlertWatch:
             threshold = getattr(self.thresholds, alert)
             above = value > threshold
             if above and not self._above.get(alert, False):
-                layers = {name: v for name, v in metrics.items() if name.startswith(f"{metric}/") and v == v}
+                layers = {name: v for name, v in metrics.items() if name.startswith(f"{metric}/") and not math.isnan(v)}
                 worst = max(layers, key=layers.__getitem__)
                 message = (
                     f"The mean {words} is {value:.2%}, above {threshold:.2%}; "

@@ -6,12 +6,12 @@ Metric values are floats; JSON has no NaN or infinity, so these travel as the st
 
 | event | keys beside ``time`` (Unix seconds) and ``event`` |
 | --- | --- |
-| ``status`` | ``status``: running, done, failed, stopped, interrupted; ``step``; ``reason``; ``pid``; ``resumed`` (bool, with running) |
+| ``status`` | ``status``: running, done, failed, stopped, interrupted; ``step``; ``reason``; running: ``pid``, ``resumed`` |
 | ``init`` | ``what``: model, data, device, recipe, batch, environment; ``facts``: name -> value |
 | ``metrics`` | ``step``; ``values``: metric name -> float |
 | ``evaluation`` | ``step``; ``state``: begin, end (the values come as ``metrics``) |
-| ``alert`` | ``step``; ``alert``: nan, bit_stall, overflow, dead_neurons; ``value``; ``threshold``; ``message``; ``action``: log, checkpoint, stop |
-| ``checkpoint`` | ``step``; ``kind``: step, best, anomaly, interrupt, final; ``path`` (relative to the run folder); ``bytes``; ``seconds``; ``state_hash`` |
+| ``alert`` | ``step`` and the fields of ``altgrad_core.training.alerts.Alert`` |
+| ``checkpoint`` | ``step``; ``kind``: step, best, anomaly, interrupt, final; the fields of ``...checkpoint.Saved`` |
 | ``log`` | ``level``: info, warning, error; ``message`` |
 """
 

@@ -37,7 +37,9 @@ def build(
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(options.beta1, options.beta2), eps=options.eps, fused=True)
+    return torch.optim.AdamW(
+        groups, lr=learning_rate, betas=(options.beta1, options.beta2), eps=options.eps, fused=True
+    )
 
 
 @hookimpl

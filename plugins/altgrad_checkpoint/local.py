@@ -118,7 +118,9 @@ class LocalBackend:
                 if _sha256(path) != facts["sha256"]:
                     raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: the sha256 of {file} differs.")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: its manifest cannot be read ({error}).") from error
+            raise DamagedCheckpoint(
+                f"The checkpoint {folder} is damaged: its manifest cannot be read ({error})."
+            ) from error
         return _state_hash(manifest)
 
     def names(self) -> list[str]:

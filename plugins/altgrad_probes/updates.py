@@ -5,7 +5,7 @@ precision), before and after the step under the **same** scale, since a drifting
 
 | metric | definition | unit |
 | --- | --- | --- |
-| ``bit_stall_rate`` | elements with a non-zero gradient whose ``q`` is the same after the step / elements with a non-zero gradient | fraction |
+| ``bit_stall_rate`` | of the elements with a non-zero gradient, those whose ``q`` is the same after the step | fraction |
 | ``bit_flip_rate`` | elements whose ``q`` changed / elements | fraction |
 | ``update_ulps`` | mean of abs(w after - w before) / ulp of the format at w before | ulp |
 

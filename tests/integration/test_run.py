@@ -41,7 +41,14 @@ def test_everything_a_run_leaves(make_experiment: MakeExperiment, tmp_path: Path
     layer = "blocks.1.mlp.up"
     for metric in ("overflow_rate", "underflow_rate", "sqnr_db", "nan_count"):
         assert {metric, *(f"{metric}/{layer}.{operand}" for operand in ("input", "weight", "grad_output"))} <= names
-    for metric in ("grad_norm_l2", "grad_snr", "grad_cos_sim", "shadow_grad_snr_db", "bit_stall_rate", "zero_update_frac"):
+    for metric in (
+        "grad_norm_l2",
+        "grad_snr",
+        "grad_cos_sim",
+        "shadow_grad_snr_db",
+        "bit_stall_rate",
+        "zero_update_frac",
+    ):
         assert {metric, f"{metric}/{layer}.weight"} <= names
     assert run.metrics("overflow_rate")[0] == [1, 2, 4, 6, 8, 10, 12]
     assert run.metrics("grad_cos_sim")[0] == [1, 3, 6, 9, 12]

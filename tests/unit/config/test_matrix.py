@@ -1,4 +1,4 @@
-# ruff: noqa: E501 - expected texts stay on one line
+
 """Matrices: product in file order, names, errors."""
 
 from __future__ import annotations

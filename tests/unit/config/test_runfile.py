@@ -1,4 +1,4 @@
-# ruff: noqa: E501 - expected texts stay on one line
+
 """``run.toml`` holds everything and comes back exactly."""
 
 from __future__ import annotations

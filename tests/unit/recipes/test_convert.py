@@ -62,7 +62,11 @@ def test_bf16_layer_multiplies_the_cast_values_in_bf16(name: str) -> None:
     layer, x, g = pair()
     bf16 = torch.bfloat16
     xq, wq, gq = (scaled(t, name).to(bf16) for t in (x, layer.weight.detach(), g.to(bf16).float()))
-    expected = [F.linear(xq, wq, layer.bias.to(bf16)), (gq @ wq).float(), (gq.reshape(-1, 8).t() @ xq.reshape(-1, 16)).float()]
+    expected = [
+        F.linear(xq, wq, layer.bias.to(bf16)),
+        (gq @ wq).float(),
+        (gq.reshape(-1, 8).t() @ xq.reshape(-1, 16)).float(),
+    ]
     altgrad.convert(layer, name)
     got = gradients(layer, x, g, bf16=True)
     assert got[0].dtype is bf16

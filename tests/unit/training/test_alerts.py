@@ -29,7 +29,12 @@ def test_patience_of_one_stops_at_once() -> None:
 
 def test_a_rate_warns_when_it_rises_and_names_the_worst_layer() -> None:
     watch = AlertWatch(AlertConfig(overflow=0.01))
-    high = {"overflow_rate": 0.02, "overflow_rate/a.input": 0.04, "overflow_rate/b.input": 0.0, "overflow_rate/c": math.nan}
+    high = {
+        "overflow_rate": 0.02,
+        "overflow_rate/a.input": 0.04,
+        "overflow_rate/b.input": 0.0,
+        "overflow_rate/c": math.nan,
+    }
     (alert,) = watch.check_rates(high)
     assert alert.alert == "overflow"
     assert "2.00%" in alert.message

@@ -117,13 +117,17 @@ def test_a_save_that_fails_leaves_the_earlier_ones(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("altgrad_checkpoint.local.save_file", full)
-    with pytest.raises(RunFailed, match=r"step-000002.*No space left.*Earlier checkpoints are untouched.*--retry-failed"):
+    with pytest.raises(
+        RunFailed, match=r"step-000002.*No space left.*Earlier checkpoints are untouched.*--retry-failed"
+    ):
         checkpoints.save(2, state(2))
     assert files(tmp_path / "checkpoints") == ["latest", "step-000001"]
     assert checkpoints.load_newest()[0] == "step-000001"
 
 
-def test_a_delete_that_fails_is_a_warning(checkpoints: Checkpoints, warnings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_delete_that_fails_is_a_warning(
+    checkpoints: Checkpoints, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(name: str) -> None:
         raise PermissionError(13, "Permission denied")
 

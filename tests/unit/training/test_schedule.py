@@ -6,9 +6,7 @@ from altgrad_core.training.schedule import learning_rate
 
 
 def rates(steps: int, warmup: int) -> list[float]:
-    return [
-        learning_rate(step, steps=steps, warmup_steps=warmup, peak=1.0, final=0.1) for step in range(1, steps + 1)
-    ]
+    return [learning_rate(step, steps=steps, warmup_steps=warmup, peak=1.0, final=0.1) for step in range(1, steps + 1)]
 
 
 def test_warmup_is_linear_and_reaches_the_peak() -> None:

@@ -16,9 +16,7 @@ trees = st.dictionaries(
     st.text(min_size=1, max_size=4),
     st.recursive(
         scalars,
-        lambda inner: (
-            st.lists(inner, max_size=3) | st.tuples(inner, inner) | st.dictionaries(keys, inner, max_size=3)
-        ),
+        lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner) | st.dictionaries(keys, inner, max_size=3),
         max_leaves=8,
     ),
     max_size=4,
