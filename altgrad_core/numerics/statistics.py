@@ -143,8 +143,10 @@ def chunk_statistics(
     times as fast as counting booleans, and what the largest magnitude rules out is not counted. Any other chunk goes
     the plain way. Chunks are well below 2^24 elements, so that float32 sums of masks are exact.
     """
-    low, high = (bound.item() for bound in torch.aminmax(x))
-    amax = max(-low, high)
+    if scale == 0.0:  # a tensor's value, which the caller did not check
+        return tensor_statistics(x, y, q, scale, grid).tolist()
+    torch.abs(x, out=scratch)
+    amax, amin = scratch.amax().item(), scratch.amin().item()
     scaled_amax = amax / scale
     exact_scale = math.frexp(scale)[0] == 0.5
     usual = _SQUARES_FROM < scaled_amax < _SQUARES_TO and amax < _NEVER and grid.signed and x.numel() < 2**24
@@ -157,22 +159,21 @@ def chunk_statistics(
         overflow = compare(scratch, grid.overflow_threshold, out=scratch).sum().item()
         if overflow and saturation == "none":  # Inf or NaN in q
             return tensor_statistics(x, y, q, scale, grid).tolist()
-    zeros = torch.eq(x, 0.0, out=scratch).sum().item()
-    if zeros:
-        smallest = scratch.mul_(_NEVER).add_(x.abs()).amin().item()
-    else:
-        smallest = torch.abs(x, out=scratch).amin().item()
-    zero_results = torch.eq(q, 0.0, out=scratch).sum().item()
-    subnormal = 0.0
-    if grid.min_normal and grid.mantissa_bits:
-        torch.abs(q, out=scratch)
-        subnormal = torch.lt(scratch, grid.min_normal, out=scratch).sum().item() - zero_results
+    zeros = 0.0
+    if amin == 0.0:
+        zeros = torch.eq(x, 0.0, out=scratch).sum().item()
+        amin = scratch.mul_(_NEVER).add_(x.abs()).amin().item()
+    zero_results, subnormal = zeros, 0.0
+    if amin / scale < 2 * max(grid.min_normal, grid.min_positive):
+        zero_results = torch.eq(q, 0.0, out=scratch).sum().item()
+        if grid.min_normal and grid.mantissa_bits:
+            torch.abs(q, out=scratch)
+            subnormal = torch.lt(scratch, grid.min_normal, out=scratch).sum().item() - zero_results
     signal = torch.dot(y, y).item()
     if exact_scale:
         error = torch.sub(q, y, out=scratch)
     else:  # y is rounded, so go by x; the rounding of this product is far below the error of a short mantissa
         error = torch.mul(q, scale, out=scratch).sub_(x).div_(scale)
     noise = torch.dot(error, error).item()
-    amin = 0.0 if smallest >= _NEVER else smallest
     powers = [signal * scale * scale, noise * scale * scale]
     return [float(x.numel()), overflow, zero_results - zeros, subnormal, 0.0, 0.0, amax, amin, *powers]

@@ -207,6 +207,13 @@ def test_useless_scales_are_refused(scale: float) -> None:
         quantize(torch.ones(2), "e5m2", scale=scale)
 
 
+@pytest.mark.parametrize("scale", [0.0, -1.0, NAN, INF])
+def test_useless_scale_tensors_are_not_checked_and_do_not_crash(scale: float) -> None:
+    q, vector = cast(torch.ones(2), "e5m2", scale=torch.tensor(scale), statistics=True)
+    assert q.shape == (2,)
+    assert vector[0] == 2
+
+
 def test_what_a_cast_refuses() -> None:
     x = torch.ones(2)
     with pytest.raises(AltgradError, match=r"0-d tensor, got a tensor of shape \[2\]"):
