@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from altgrad_core.experiments.schema import Experiment, RunConfig
     from altgrad_core.plugins import Choice, Extension, Plugins
     from altgrad_core.recipes.recipe import Recipe
-    from altgrad_core.training.data import TokenData
 
 
 def check(
@@ -59,21 +58,14 @@ def _sizes(experiment: Experiment, plugins: Plugins) -> dict[str, PlannedSize]:
     from altgrad_core.training.data import Workspace
 
     workspace = Workspace(say=lambda message: typer.echo(message, err=True))
-    opened: list[tuple[Choice, TokenData]] = []  # options need not be hashable
-    sizes = {}
-    for run in experiment.runs:
-        data = next((data for choice, data in opened if choice == run.data), None)
-        if data is None:
-            try:
-                data = open_data(run, plugins, workspace)
-            except AltgradError as error:
-                raise AltgradError(
-                    f"{experiment.path} itself is right, but the data of '{run.name}' could not be opened: {error}\n"
-                    "Mend that, or see the rest of the plan with --no-data."
-                ) from error
-            opened.append((run.data, data))
-        sizes[run.name] = measure(run, plugins, data)
-    return sizes
+    try:
+        data = open_data(experiment.runs, plugins, workspace)
+    except AltgradError as error:
+        raise AltgradError(
+            f"{experiment.path} itself is right, but its data is not: {error}\n"
+            "Mend that, or see the rest of the plan with --no-data."
+        ) from error
+    return {run.name: measure(run, plugins, data[run.name]) for run in experiment.runs}
 
 
 def plan_table(experiment: Experiment, sizes: dict[str, PlannedSize]) -> Table:
@@ -84,7 +76,7 @@ def plan_table(experiment: Experiment, sizes: dict[str, PlannedSize]) -> Table:
     from altgrad_core.experiments.plan import tokens_per_step
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for header in ("run", "recipe", "model", "data"):
+    for header in ("run", "recipe"):
         table.add_column(header, overflow="fold")
     for header in ("parameters", "steps", "tokens\na step", "tokens\nin all", "epochs", "state\nMiB"):
         table.add_column(header, justify="right", no_wrap=True)
@@ -94,8 +86,6 @@ def plan_table(experiment: Experiment, sizes: dict[str, PlannedSize]) -> Table:
         table.add_row(
             f"{run.name} *" if run.baseline else run.name,
             run.recipe.name,
-            run.model.kind,
-            run.data.kind,
             f"{size.parameters:,}" if size else "-",
             f"{run.train.steps:,}",
             f"{step:,}",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import attrs
 
 from altgrad_core.experiments.runfile import PLUGIN_KINDS
 from altgrad_core.experiments.schema import Experiment, RunConfig
-from altgrad_core.plugins import Extension, Plugins
+from altgrad_core.plugins import Choice, Extension, Plugins
 from altgrad_core.recipes.recipe import Recipe
 from altgrad_core.recipes.resolve import CASTS
 
@@ -44,10 +45,23 @@ def tokens_per_step(config: RunConfig) -> int:
     return config.train.batch_size * config.train.accumulate * block_size
 
 
-def open_data(config: RunConfig, plugins: Plugins, workspace: Workspace) -> TokenData:
-    """Return the run's dataset, prepared when it is not in the cache yet."""
-    data: TokenData = plugins.get("dataset", config.data.kind).value(config.data.options, workspace)
-    return data
+def open_data(configs: Sequence[RunConfig], plugins: Plugins, workspace: Workspace) -> dict[str, TokenData]:
+    """Return the data of each run by its name, prepared when it is not in the cache yet; equal choices are opened once.
+
+    Raises ``AltgradError`` when data is missing, wrong, or too short for the run's block size.
+    """
+    from altgrad_core.training.data import check_lengths
+
+    opened: list[tuple[Choice, TokenData]] = []  # options need not be hashable
+    found: dict[str, TokenData] = {}
+    for config in configs:
+        data = next((data for choice, data in opened if choice == config.data), None)
+        if data is None:
+            data = plugins.get("dataset", config.data.kind).value(config.data.options, workspace)
+            opened.append((config.data, data))
+        check_lengths(data, config.model.options.block_size)
+        found[config.name] = data
+    return found
 
 
 def measure(config: RunConfig, plugins: Plugins, data: TokenData) -> PlannedSize:

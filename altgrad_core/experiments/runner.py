@@ -22,9 +22,10 @@ from altgrad_core.experiments.config import difference, dump_run, load_run
 from altgrad_core.experiments.eventlog import EventTail
 from altgrad_core.experiments.folder import RunFolder, hold
 from altgrad_core.experiments.launch import Launcher, Worker
+from altgrad_core.experiments.plan import open_data
 from altgrad_core.experiments.schema import Experiment, RunConfig, Status
-from altgrad_core.plugins import Choice, installed
-from altgrad_core.training.data import TokenData, Workspace, check_lengths
+from altgrad_core.plugins import installed
+from altgrad_core.training.data import Workspace
 from altgrad_core.training.events import Event
 
 Action = Literal["train", "resume", "skip"]
@@ -93,7 +94,9 @@ def run_experiment(
         if fresh:
             _move_aside([RunFolder(folder / run.name) for run in selected])
         plan = _plan(selected, folder, retry_failed)
-        _prepare_data([planned.config for planned in plan if planned.action != "skip"], observer)
+        # Before anything is trained, so that wrong data is one error and not one failed run after the other.
+        to_train = [planned.config for planned in plan if planned.action != "skip"]
+        open_data(to_train, installed(), Workspace(say=observer.say))
         observer.begin(plan)
         for planned in plan:
             planned.folder.path.mkdir(exist_ok=True)
@@ -145,18 +148,6 @@ def _plan(selected: Sequence[RunConfig], folder: Path, retry_failed: bool) -> li
         )
         raise AltgradError("\n".join(changes))
     return plan
-
-
-def _prepare_data(configs: Sequence[RunConfig], observer: Observer) -> None:
-    """Make the tokens of every run ready, so that wrong data is one error before anything is trained."""
-    workspace = Workspace(say=observer.say)
-    opened: list[tuple[Choice, TokenData]] = []
-    for config in configs:
-        data = next((tokens for choice, tokens in opened if choice == config.data), None)
-        if data is None:
-            data = installed().get("dataset", config.data.kind).value(config.data.options, workspace)
-            opened.append((config.data, data))
-        check_lengths(data, config.model.options.block_size)
 
 
 def _move_aside(folders: Sequence[RunFolder]) -> None:

@@ -81,7 +81,7 @@ def test_the_plan(file: Path, cache: Path) -> None:
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert f"{file}: experiment small, runs: 2, baseline bf16" in lines
     rows = {line.split()[0]: line for line in lines if line.startswith(("bf16 *", "mixed"))}
-    assert rows["bf16"].startswith("bf16 * bf16 gpt stdlib ")
+    assert rows["bf16"].startswith("bf16 * bf16 ")
     assert " 3 128 384 " in rows["bf16"]
     assert " 1,000 128 128,000 " in rows["mixed"]
     assert "Recipe bf16: no casts, the rest in bf16; casts 0 of 5 linear layers" in lines
@@ -112,7 +112,7 @@ def test_data_that_is_not_there(file: Path, cache: Path) -> None:
     with pytest.raises(AltgradError) as caught:
         _invoke("check", str(file), "--set", 'data={kind="text", path="/no/such/folder"}', ALTGRAD_CACHE=str(cache))
     lines = str(caught.value).splitlines()
-    assert lines[0].startswith(f"{file} itself is right, but the data of 'bf16' could not be opened: ")
+    assert lines[0].startswith(f"{file} itself is right, but its data is not: ")
     assert lines[-1] == "Mend that, or see the rest of the plan with --no-data."
 
 

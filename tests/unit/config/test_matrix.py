@@ -1,4 +1,3 @@
-
 """Matrices: product in file order, names, errors."""
 
 from __future__ import annotations

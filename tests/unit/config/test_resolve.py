@@ -1,4 +1,3 @@
-
 """Names and tables of recipes."""
 
 from __future__ import annotations

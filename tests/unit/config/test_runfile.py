@@ -1,4 +1,3 @@
-
 """``run.toml`` holds everything and comes back exactly."""
 
 from __future__ import annotations

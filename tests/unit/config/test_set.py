@@ -1,4 +1,3 @@
-
 """``--set``."""
 
 from __future__ import annotations
