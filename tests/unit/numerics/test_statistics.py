@@ -156,3 +156,17 @@ def test_rates() -> None:
     assert exact.sqnr_db == math.inf
     nothing = CastStatistics.from_values(cast(torch.zeros(0), "e5m2", statistics=True)[1].tolist())
     assert all(math.isnan(rate) for rate in (nothing.overflow_rate, nothing.underflow_rate, nothing.sqnr_db))
+
+
+@pytest.mark.parametrize(
+    ("format", "x", "overflow"),
+    [
+        ("e4m3fn", [464.0, -464.0, 1.0], 0),
+        ("e4m3fn", [464.00003, -465.0, 1.0], 2),
+        ("e5m2", [61440.0, 61439.0, 1.0], 1),
+    ],
+)
+def test_the_overflow_threshold_is_counted_as_it_rounds(format: str, x: list[float], overflow: int) -> None:
+    _, vector = cast(torch.tensor(x), format, statistics=True)
+    assert vector[FIELDS.index("overflow")] == overflow
+    check(torch.tensor(x), float_format(format), 1.0)
