@@ -20,7 +20,8 @@ from torch import Tensor
 
 from altgrad_core.errors import AltgradError, unknown
 from altgrad_core.numerics.formats import FloatFormat, Format
-from altgrad_core.numerics.kernel import ROUNDINGS, SATURATIONS, Grid, Rounding, Saturation, grid_of, round_nearest_even
+from altgrad_core.numerics.kernel import Grid, grid_of, round_nearest_even
+from altgrad_core.numerics.modes import ROUNDINGS, SATURATIONS, Rounding, Saturation
 from altgrad_core.numerics.registry import get_format
 from altgrad_core.numerics.statistics import chunk_statistics, combine, tensor_statistics
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from altgrad_core.errors import AltgradError
 from altgrad_core.numerics.cast import inverse_scale, quantize
 from altgrad_core.numerics.formats import FloatFormat
-from altgrad_core.numerics.kernel import Saturation
+from altgrad_core.numerics.modes import Saturation
 from altgrad_core.numerics.registry import get_format
 
 NAN_ORDINAL = -(2**63)

@@ -21,12 +21,7 @@ import torch
 from torch import Tensor
 
 from altgrad_core.numerics.formats import FloatFormat
-
-Rounding = Literal["nearest_even"]
-Saturation = Literal["finite", "propagate", "none"]
-
-ROUNDINGS: tuple[Rounding, ...] = ("nearest_even",)
-SATURATIONS: tuple[Saturation, ...] = ("finite", "propagate", "none")
+from altgrad_core.numerics.modes import Saturation
 
 _FLOAT32_EXPONENT = 0x7F800000
 _FLOAT64_EXPONENT = 0x7FF0000000000000

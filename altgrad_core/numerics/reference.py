@@ -10,7 +10,7 @@ import math
 from fractions import Fraction
 
 from altgrad_core.numerics.formats import FloatFormat
-from altgrad_core.numerics.kernel import Saturation
+from altgrad_core.numerics.modes import Saturation
 
 
 def quantize_exactly(x: float | Fraction, format: FloatFormat, saturation: Saturation = "finite") -> float:

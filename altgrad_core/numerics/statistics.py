@@ -23,7 +23,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from altgrad_core.numerics.kernel import Grid, Saturation
+from altgrad_core.numerics.kernel import Grid
+from altgrad_core.numerics.modes import Saturation
 
 FIELDS = (
     "elements",

@@ -15,10 +15,9 @@ from typing import Literal
 
 import attrs
 
+from altgrad_core.numerics.modes import Rounding, Saturation
 from altgrad_core.plugins import Choice
 
-Rounding = Literal["nearest_even"]
-Saturation = Literal["finite", "propagate", "none"]
 Compute = Literal["bf16", "fp32"]
 Backend = Literal["auto", "emulated"]
 

@@ -19,9 +19,10 @@ import attrs
 
 from altgrad_core.errors import AltgradError, nearest, unknown
 from altgrad_core.numerics.formats import FloatFormat
+from altgrad_core.numerics.modes import Rounding, Saturation
 from altgrad_core.numerics.registry import get_format
 from altgrad_core.plugins import Choice, Plugins, installed
-from altgrad_core.recipes.recipe import OPERANDS, Backend, Compute, OperandCast, Override, Recipe, Rounding, Saturation
+from altgrad_core.recipes.recipe import OPERANDS, Backend, Compute, OperandCast, Override, Recipe
 from altgrad_core.spelling import shown
 from altgrad_core.structure import Collector, Problem, StructureError, choose, structure, unstructure
 

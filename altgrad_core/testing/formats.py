@@ -14,7 +14,7 @@ from torch import Tensor
 from altgrad_core.numerics.cast import cast, quantize
 from altgrad_core.numerics.codes import decode, encode, ordinal, ulp
 from altgrad_core.numerics.formats import FloatFormat
-from altgrad_core.numerics.kernel import SATURATIONS, Saturation
+from altgrad_core.numerics.modes import SATURATIONS, Saturation
 from altgrad_core.numerics.reference import quantize_exactly
 from altgrad_core.numerics.registry import get_format
 from altgrad_core.testing.strategies import landmarks, tensors

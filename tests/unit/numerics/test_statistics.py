@@ -14,7 +14,8 @@ from torch import Tensor
 from altgrad_core.numerics import FloatFormat, get_format
 from altgrad_core.numerics import cast as cast_module
 from altgrad_core.numerics.cast import cast, inverse_scale
-from altgrad_core.numerics.kernel import SATURATIONS, grid_of
+from altgrad_core.numerics.kernel import grid_of
+from altgrad_core.numerics.modes import SATURATIONS
 from altgrad_core.numerics.reference import nearest_code
 from altgrad_core.numerics.statistics import FIELDS, CastStatistics, combine, tensor_statistics
 from altgrad_core.testing.strategies import landmarks, tensors
