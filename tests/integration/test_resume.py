@@ -118,3 +118,26 @@ def test_a_signal_saves_a_checkpoint_and_the_run_goes_on(
     said, _ = third.communicate(timeout=60)
     assert third.returncode == 0
     assert "is done already" in said
+
+
+def test_a_second_altgrad_run_is_told_who_holds_the_folder(make_experiment: MakeExperiment, tmp_path: Path) -> None:
+    file = make_experiment('[[run]]\nname = "r"\nrecipe = "e5m2"\ntrain = { steps = 500 }\n', launcher="process")
+    first = altgrad_run(file, "runs")
+    events = tmp_path / "runs" / "small" / "r" / "events.jsonl"
+    (running,) = [e for e in wait_for(events, '"status": "running"') if e.get("status") == "running"]
+    second = altgrad_run(file, "runs")
+    said, _ = second.communicate(timeout=60)
+    assert second.returncode == 2
+    assert f"is held by pid {first.pid} on " in said
+    # When only the worker is left, it still holds its run.
+    first.kill()
+    first.communicate()
+    third = altgrad_run(file, "runs")
+    said, _ = third.communicate(timeout=60)
+    assert third.returncode == 2
+    assert f"pid {running['pid']} on " in said
+    os.kill(running["pid"], signal.SIGTERM)
+    deadline = time.monotonic() + 60
+    while altgrad.load_run(events.parent).status == "running" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert altgrad.load_run(events.parent).status == "interrupted"
