@@ -56,12 +56,8 @@ def quantize(
     """
     work = _work_dtype(x)
     scale = _traceable(scale, x)
-    q, _ = cast(x, format, scale=scale, rounding=rounding, saturation=saturation, dtype=work, statistics=False)
-    if isinstance(scale, Tensor):
-        q = q * scale.detach().to(torch.float32)
-    elif scale != 1.0:
-        q = q * torch.tensor(scale, dtype=torch.float32, device=q.device)
-    return q.to(x.dtype)
+    values, _ = cast(x, format, scale=scale, rounding=rounding, saturation=saturation, dtype=work, multiplier=scale)
+    return values.to(x.dtype)
 
 
 def cast(
@@ -72,9 +68,13 @@ def cast(
     rounding: Rounding = "nearest_even",
     saturation: Saturation = "finite",
     dtype: torch.dtype | None = None,
+    multiplier: float | Tensor = 1.0,
     statistics: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Return the grid values q of ``format`` with x ~ scale * q, and the statistics vector when asked for.
+
+    With ``multiplier`` it is multiplier * q that is returned: the scale itself puts the values back where x was, in
+    the pass that writes them. In bfloat16 that is exact for powers of two only.
 
     Args:
         x: floating-point tensor of any shape and stride; not changed.
@@ -84,6 +84,7 @@ def cast(
         saturation: as for ``quantize``.
         dtype: what holds q: float32, float64, or bfloat16 where ``format.fits_bfloat16``. By default bfloat16 where it
             fits, else float32.
+        multiplier: a number or a 0-d tensor, rounded to float32.
         statistics: whether to return the float64 vector of ``altgrad_core.numerics.statistics.FIELDS``.
 
     Never waits for an accelerator. A scale given as a tensor, or to the compiler, is not checked: one that is zero,
@@ -102,13 +103,19 @@ def cast(
     grid = grid_of(fmt)
     x = x.detach()
     if work is torch.float32 and x.device.type == "cpu" and not torch.compiler.is_compiling() and type(x) is Tensor:
-        return _cast_in_chunks(x, grid, scale=scale, saturation=saturation, dtype=dtype, statistics=statistics)
+        return _cast_in_chunks(
+            x, grid, scale=scale, saturation=saturation, dtype=dtype, multiplier=multiplier, statistics=statistics
+        )
     scale = _traceable(scale, x)
     inverse = inverse_scale(scale)
     wide = x.to(work)
     y = wide if isinstance(inverse, float) and inverse == 1.0 else wide * inverse
     q = round_nearest_even(y, grid, saturation)
     vector = tensor_statistics(wide, y, q, scale, grid) if statistics else None
+    if isinstance(multiplier, Tensor):
+        q = q * multiplier.detach().to(torch.float32)
+    elif multiplier != 1.0:
+        q = q * torch.full((), multiplier, dtype=torch.float32, device=q.device)
     return q.to(dtype), vector
 
 
@@ -165,6 +172,7 @@ def _cast_in_chunks(
     scale: float | Tensor,
     saturation: Saturation,
     dtype: torch.dtype,
+    multiplier: float | Tensor,
     statistics: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """CPU only: the arithmetic of the plain way, chunk by chunk in reused buffers."""
@@ -177,6 +185,7 @@ def _cast_in_chunks(
         assert isinstance(inverse, float)
         assert not isinstance(scale, Tensor)
         factor, scale = inverse, _float32(scale)
+    multiplier = _float32(multiplier.item() if isinstance(multiplier, Tensor) else multiplier)
     result = torch.empty(x.shape, dtype=dtype)
     flat, flat_result = x.reshape(-1), result.view(-1)
     total = flat.numel()
@@ -197,10 +206,12 @@ def _cast_in_chunks(
             wide = y = part
         target = flat_result[start : start + length]
         q = round_nearest_even(y, grid, saturation, out=target if dtype is torch.float32 else rounded, scratch=scratch)
-        if dtype is not torch.float32:
-            target.copy_(q)
         if statistics:
             vectors.append(chunk_statistics(wide, y, q, scale=scale, grid=grid, saturation=saturation, scratch=scratch))
+        if multiplier != 1.0:
+            torch.mul(q, multiplier, out=target)
+        elif dtype is not torch.float32:
+            target.copy_(q)
     if not statistics:
         return result, None
     if not vectors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from altgrad_core.recipes.control import CastControl
@@ -23,9 +24,9 @@ class GradientCast(nn.Module):
         for (name, parameter), quantizer in zip(self._parameters_by_name, self.quantizers, strict=True):
             if parameter.grad is None:
                 continue
-            q, scale, statistics = quantizer(
-                parameter.grad, dtype=parameter.grad.dtype, statistics=self.cast_control.collecting
-            )
-            parameter.grad = q * scale
+            grad = parameter.grad
+            wide = torch.promote_types(grad.dtype, torch.float32)
+            values, factor, statistics = quantizer(grad, dtype=wide, statistics=self.cast_control.collecting)
+            parameter.grad = (values if factor is None else values * factor).to(grad.dtype)
             if statistics is not None:
                 self.cast_control.record(f"{name}.gradient", statistics)

@@ -1,14 +1,16 @@
 """The emulated linear layer: cast the three operands, multiply their values in high precision.
 
-Each operand is cast once to grid values ``q`` with ``operand ~ scale * q``. The GEMM multiplies the ``q`` themselves:
+Each operand is cast once, to grid values ``q`` with ``operand ~ scale * q``, and used in two GEMMs. With
+``scale = 2^k * m``, 1 <= m < 2, the GEMM multiplies the values ``2^k * q``, which lie where the operand itself lies, so
+that no product leaves the range that the layer has without casts:
 
 * in BF16, where the surrounding precision is BF16 and both formats are exactly representable in BF16 (every format of
   8 bits with at most 7 mantissa bits), so that the tensor cores or AMX units do the work and only the casts are extra;
-* else in FP32.
+* else in FP32 (in FP64 for an FP64 layer).
 
-Both accumulate in FP32. Power-of-two scales are folded into the weight operand, which is exact and costs a pass over the
-weight instead of one over the (larger) output; other scales multiply the product. The bias and its gradient are not cast.
-A layer whose operands are all ``bf16`` without scaling gives the bits of ``torch.nn.functional.linear`` under autocast.
+Both accumulate in FP32. Powers of two (m = 1, the default) are exact and cost no pass of their own; other scales multiply
+the product by the m of both operands. The bias and its gradient are not cast. A layer whose operands are all ``bf16``
+without scaling gives the bits of ``torch.nn.functional.linear`` under autocast.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from altgrad_core.numerics.cast import cast
@@ -39,20 +42,29 @@ class Quantizer(nn.Module):
         self.format: Format = get_format(operand.format)
         choice = operand.scaling
         self.scaling: ScalingPolicy = installed().get("scaling", choice.kind).value(choice.options, self.format)
+        self.last_scale: Tensor | None = None
+        """The scale of the newest cast, for probes: under delayed scaling the policy has moved on since."""
 
-    def forward(self, x: Tensor, *, dtype: torch.dtype, statistics: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return grid values in ``dtype`` (shape of ``x``), the 0-d float32 scale, and the statistics when asked for."""
-        scale = self.scaling(x)
-        q, vector = cast(
+    def forward(
+        self, x: Tensor, *, dtype: torch.dtype, statistics: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return (values in ``dtype``, factor, statistics): x ~ factor * values; no factor means 1.
+
+        The factor is a 0-d float32 tensor from 1 to below 2. The values have the shape of ``x``.
+        """
+        scale = self.last_scale = self.scaling(x)
+        power, factor = (scale, None) if self.scaling.power_of_two else _split(scale)
+        values, vector = cast(
             x,
             self.format,
             scale=scale,
             rounding=self.operand.rounding,
             saturation=self.operand.saturation,
             dtype=dtype,
+            multiplier=power,
             statistics=statistics,
         )
-        return q, scale, vector
+        return values, factor, vector
 
     def extra_repr(self) -> str:
         """Show the format and the scaling in ``print(model)``."""
@@ -83,41 +95,40 @@ class CastLinear(nn.Linear):
         return _Function.apply(input, self.weight, self.bias, self)  # type: ignore[no-any-return, no-untyped-call]
 
     def cast_operand(self, operand: str, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """Return the operand's values in ``dtype`` and its scale; an operand that is not cast has no scale."""
+        """Return the operand's values in ``dtype`` and the factor that the product lacks, None for 1."""
         quantizer: Quantizer | None = getattr(self, f"{operand}_cast")
         if quantizer is None:
             return x.to(dtype), None
-        q, scale, statistics = quantizer(x, dtype=dtype, statistics=self.cast_control.collecting)
+        values, factor, statistics = quantizer(x, dtype=dtype, statistics=self.cast_control.collecting)
         if statistics is not None:
             self.cast_control.record(f"{self.cast_name}.{operand}", statistics)
-        return q, scale
+        return values, factor
 
-    def gemm_dtype(self, result: torch.dtype, *operands: str) -> torch.dtype:
-        """Return the precision that holds both operands exactly: BF16 where it does and the result is BF16, else FP32."""
-        if result is not torch.bfloat16:
-            return torch.float32
-        quantizers = [getattr(self, f"{operand}_cast") for operand in operands]
+    def gemm_dtype(self, result: torch.dtype) -> torch.dtype:
+        """Return the precision of the layer's GEMMs: BF16 where the result is BF16 and all formats fit, else FP32 or FP64."""
+        if result is torch.float64:
+            return result
+        quantizers = (self.input_cast, self.weight_cast, self.grad_output_cast)
         exact = all(quantizer is None or quantizer.format.fits_bfloat16 for quantizer in quantizers)
-        return torch.bfloat16 if exact else torch.float32
-
-    def power_of_two(self, *operands: str) -> bool:
-        """Tell whether every scale of these operands is a power of two."""
-        quantizers = [getattr(self, f"{operand}_cast") for operand in operands]
-        return all(quantizer is None or quantizer.scaling.power_of_two for quantizer in quantizers)
+        return torch.bfloat16 if exact and result is torch.bfloat16 else torch.float32
 
     def extra_repr(self) -> str:
         """Show the layer's name beside its shape in ``print(model)``."""
         return f"{super().extra_repr()}, name={self.cast_name}"
 
 
-def _product(*scales: Tensor | None) -> Tensor | None:
-    present = [scale for scale in scales if scale is not None]
-    if not present:
-        return None
-    result = present[0]
-    for scale in present[1:]:
-        result = result * scale
-    return result
+def _split(scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the power of two below a positive scale, and what is left of it, from 1 to below 2 (0-d float32 each)."""
+    mantissa, exponent = torch.frexp(scale)  # mantissa from 0.5 to below 1
+    return torch.ldexp(torch.ones_like(scale), exponent - 1), mantissa * 2
+
+
+def _scaled(product: Tensor, *factors: Tensor | None) -> Tensor:
+    """Return the product of a GEMM times the factors of its operands, in FP32 when there are any."""
+    for factor in factors:
+        if factor is not None:
+            product = product.float() * factor
+    return product
 
 
 class _Function(torch.autograd.Function):
@@ -128,47 +139,38 @@ class _Function(torch.autograd.Function):
         kind = x.device.type
         autocast = torch.is_autocast_enabled(kind)
         result = torch.get_autocast_dtype(kind) if autocast else torch.promote_types(x.dtype, weight.dtype)
-        # One cast an operand for both of its GEMMs: they share a precision.
-        dtype = layer.gemm_dtype(result, "input", "weight", "grad_output")
+        dtype = layer.gemm_dtype(result)
         with torch.autocast(kind, enabled=False):
-            xq, x_scale = layer.cast_operand("input", x, dtype)
-            wq, w_scale = layer.cast_operand("weight", weight, dtype)
-            scale = _product(x_scale, w_scale)
-            ctx.layer, ctx.dtype, ctx.x_dtype, ctx.w_dtype = layer, dtype, x.dtype, weight.dtype
-            ctx.b_dtype = None if bias is None else bias.dtype
-            ctx.save_for_backward(xq, wq, x_scale, w_scale)
+            xv, x_factor = layer.cast_operand("input", x, dtype)
+            wv, w_factor = layer.cast_operand("weight", weight, dtype)
+            ctx.layer, ctx.dtype = layer, dtype
+            ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
+            ctx.save_for_backward(xv, wv, x_factor, w_factor)
             # [..., I] @ [I, O] -> [..., O]
-            if scale is None or layer.power_of_two("input", "weight"):
-                w = wq if scale is None else wq * scale.to(dtype)
-                return linear(xq, w, None if bias is None else bias.to(dtype)).to(result)
-            y = linear(xq, wq).float() * scale
+            if x_factor is None and w_factor is None:
+                return linear(xv, wv, None if bias is None else bias.to(dtype)).to(result)
+            y = _scaled(linear(xv, wv), x_factor, w_factor)
             return (y if bias is None else y + bias).to(result)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         (grad,) = grads
         layer: CastLinear = ctx.layer
-        xq, wq, x_scale, w_scale = ctx.saved_tensors
+        xv, wv, x_factor, w_factor = ctx.saved_tensors
+        x_dtype, w_dtype, b_dtype = ctx.dtypes
         need_x, need_w, need_b, _ = ctx.needs_input_grad
         grad_x = grad_w = grad_b = None
         with torch.autocast(grad.device.type, enabled=False):
             if need_b:
-                grad_b = grad.reshape(-1, grad.shape[-1]).sum(dim=0).to(ctx.b_dtype)
-            if not (need_x or need_w):
-                return None, None, grad_b, None
-            gq, g_scale = layer.cast_operand("grad_output", grad, ctx.dtype)
+                grad_b = grad.reshape(-1, grad.shape[-1]).sum(dim=0).to(b_dtype)
+            if need_x or need_w:
+                gv, g_factor = layer.cast_operand("grad_output", grad, ctx.dtype)
             if need_x:
-                scale = _product(g_scale, w_scale)
                 # [..., O] @ [O, I] -> [..., I]
-                if scale is None or layer.power_of_two("grad_output", "weight"):
-                    grad_x = gq @ (wq if scale is None else wq * scale.to(ctx.dtype))
-                else:
-                    grad_x = (gq @ wq).float() * scale
-                grad_x = grad_x.to(ctx.x_dtype)
+                grad_x = _scaled(gv @ wv, g_factor, w_factor).to(x_dtype)
             if need_w:
-                scale = _product(g_scale, x_scale)
                 # [O, N] @ [N, I] -> [O, I]
-                grad_w = (gq.reshape(-1, gq.shape[-1]).t() @ xq.reshape(-1, xq.shape[-1])).to(ctx.w_dtype)
-                if scale is not None:
-                    grad_w = grad_w * scale
+                product = gv.reshape(-1, gv.shape[-1]).t() @ xv.reshape(-1, xv.shape[-1])
+                grad_w = _scaled(product, g_factor, x_factor).to(w_dtype)
         return grad_x, grad_w, grad_b, None

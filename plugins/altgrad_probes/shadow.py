@@ -1,13 +1,16 @@
-"""Gradients against an FP32 shadow: forward and backward with all casts off, no autocast, at the same weights, on the same
-batch, with the same dropout masks. The model itself does it; no second copy of the weights exists.
+"""Gradients against an FP32 shadow: forward and backward with all casts off and no autocast, at the same weights, on the
+same batch, with the same dropout masks. The model itself does it; no second copy of the weights exists.
 
-Per parameter, with ``g`` the gradient under test (before clipping) and ``s`` the shadow's:
+Per parameter, with ``g`` the gradient under test (before clipping) and ``s`` the shadow's, sums in FP64:
 
 | metric | definition | unit |
 | --- | --- | --- |
-| ``grad_cos_sim`` | (g . s) / (norm g * norm s); NaN when either is zero | -1 to 1 |
+| ``grad_cos_sim`` | (g . s) / (norm g * norm s) | -1 to 1 |
 | ``shadow_grad_snr_db`` | 20 log10(norm s / norm (g - s)) | dB |
 | ``shadow_loss``, ``shadow_loss_diff`` | the shadow's loss; training loss minus it | nats |
+
+A gradient that is zero, or not finite, where the shadow's is neither has lost its direction: its cosine is 0, so that a
+layer that a format destroys counts in the mean. Where the shadow's own gradient is zero there is nothing to compare: NaN.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from torch import Tensor
 from altgrad_core.recipes.control import casts_off
 from altgrad_core.training import rng
 from altgrad_core.training.probes import Probe, StepContext
+from altgrad_probes.sums import products
 
 
 class ShadowProbe(Probe):
@@ -48,15 +52,13 @@ class ShadowProbe(Probe):
             for name, parameter in context.parameters.items():
                 parameter.grad = grads[name]
             rng.restore_torch(after)
-        names = [name for name in grads if grads[name] is not None and shadow[name] is not None]
-        g = [grads[name] for name in names]
-        s = [shadow[name] for name in names]
-        g_norm, s_norm = (torch.stack(torch._foreach_norm(tensors, 2)).double() for tensors in (g, s))
-        torch._foreach_sub_(s, g)  # the shadow's gradients are not needed any more
-        error = torch.stack(torch._foreach_norm(s, 2)).double()
-        # By the law of cosines: one pass less than a dot product, and exact where g and s are equal.
-        cosine = (g_norm.square() + s_norm.square() - error.square()) / (2 * g_norm * s_norm)
-        context.measurements.add_layers("grad_cos_sim", names, cosine)
-        context.measurements.add_layers("shadow_grad_snr_db", names, 20 * torch.log10(s_norm / error))
+        pairs = {n: (g, s) for n, g in grads.items() if g is not None and (s := shadow[n]) is not None}
+        # [parameters] each
+        gg, ss, gs, ee = torch.stack([products(g, s) for g, s in pairs.values()]).unbind(dim=1)
+        cosine = (gs / (gg.sqrt() * ss.sqrt())).clamp(-1.0, 1.0)
+        lost = (ss > 0) & ((gg == 0) | ~torch.isfinite(gg))
+        add = context.measurements.add_layers
+        add("grad_cos_sim", list(pairs), torch.where(lost, 0.0, cosine))
+        add("shadow_grad_snr_db", list(pairs), 10 * torch.log10(ss / ee))
         context.measurements.add("shadow_loss", loss)
         context.measurements.add("shadow_loss_diff", context.loss - loss)

@@ -53,7 +53,7 @@ class UpdatesProbe(Probe):
         self._before = {}
         names = {id(p): name for name, p in context.parameters.items()}
         for module in context.model.modules():
-            if isinstance(module, nn.Linear) and id(module.weight) in names:
+            if isinstance(module, nn.Linear) and id(module.weight) in names and module.weight.grad is not None:
                 name = names[id(module.weight)]
                 format, scale = _reading(module, context.recipe.compute)
                 self._before[name] = _Before(format, scale, _values(self._weights[name], format, scale))
@@ -68,7 +68,7 @@ class UpdatesProbe(Probe):
             if before is None:
                 continue
             same = _values(weight, before.format, before.scale) == before.q
-            assert parameter.grad is not None
+            assert parameter.grad is not None  # before_update left the others out
             wanted = parameter.grad != 0
             stall.append((same & wanted).sum().double() / wanted.sum())
             flip.append(1.0 - same.double().mean())
@@ -88,11 +88,8 @@ def _reading(module: nn.Linear, compute: str) -> tuple[Format, Tensor]:
     quantizer = module.weight_cast if isinstance(module, CastLinear) else None
     if quantizer is None:
         return get_format(compute), torch.ones((), device=module.weight.device)
-    training = quantizer.training
-    quantizer.eval()  # a delayed policy must not count this as a step of its history
-    scale = quantizer.scaling(module.weight.detach())
-    quantizer.train(training)
-    return quantizer.format, scale
+    assert quantizer.last_scale is not None, "the layer has a gradient, so its weight has been cast"
+    return quantizer.format, quantizer.last_scale
 
 
 def _values(weight: Tensor, format: Format, scale: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from altgrad_gpt.plugin import build as build_gpt
 from altgrad_probes.gradients import GradientsProbe
 from altgrad_probes.shadow import ShadowProbe
 from altgrad_probes.stability import StabilityProbe
+from altgrad_probes.sums import moments, products
 from altgrad_probes.updates import UpdatesProbe
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -76,7 +77,6 @@ def test_gradients_against_their_definitions() -> None:
         assert values[f"grad_norm_linf/{name}"] == pytest.approx(g.abs().max().item(), rel=1e-6)
         snr = (g.mean().abs() / g.std(correction=0)).item()
         assert values[f"grad_snr/{name}"] == pytest.approx(snr, rel=1e-3, abs=1e-6), name
-        assert (f"dead_neuron_frac/{name}" in values) == (parameter.dim() > 1)
     assert values["dead_neuron_frac/blocks.0.mlp.up.weight"] == pytest.approx(3 / 64)
 
 
@@ -136,6 +136,70 @@ def test_shadow_is_the_fp32_gradient_at_the_same_weights_and_masks(recipe: str) 
         assert values[f"shadow_grad_snr_db/{name}"] == pytest.approx(snr, rel=1e-3, abs=1e-3)
     assert values["shadow_loss"] == pytest.approx(loss.item())
     assert abs(values["shadow_loss_diff"]) < 0.2
+
+
+@pytest.mark.parametrize("shrink", [1.0, 1e-3, 1e-7, 1e-18, 1e-25])
+def test_sums_are_right_for_large_and_for_vanishing_gradients(shrink: float) -> None:
+    torch.manual_seed(0)
+    s = torch.randn(3_000_000) + 0.01
+    g = s * shrink
+    gg, ss, gs, ee = products(g, s).tolist()
+    wide, reference = g.double(), s.double()
+    assert gs / math.sqrt(gg * ss) == pytest.approx(1.0, abs=1e-6)
+    assert gg == pytest.approx(float(wide @ wide), rel=1e-12)
+    assert ss == pytest.approx(float(reference @ reference), rel=1e-12)
+    assert ee == pytest.approx(float((wide - reference).square().sum()), rel=1e-9, abs=1e-9)
+    total, square = moments(g + 1.0).tolist()
+    shifted = (g + 1.0).double()
+    assert total == pytest.approx(float(shifted.sum()), rel=1e-12)
+    assert square == pytest.approx(float(shifted.square().sum()), rel=1e-12)
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
+def test_a_destroyed_gradient_counts_as_a_lost_direction(value: float) -> None:
+    """It must not drop out of the mean over layers, or a format that kills half of them looks fine."""
+    stage = Stage("bf16")
+    name = "blocks.0.mlp.up.weight"
+    hook = stage.parameters[name].register_hook(lambda grad: torch.full_like(grad, value))
+    probe = ShadowProbe(1)
+    probe.before_forward(stage.context)
+    stage.context.loss = stage.backward("bf16")
+    hook.remove()
+    probe.after_backward(stage.context)
+    values = stage.context.measurements.read()
+    assert values[f"grad_cos_sim/{name}"] == 0.0
+    others = [v for n, v in values.items() if n.startswith("grad_cos_sim/") and n != f"grad_cos_sim/{name}"]
+    assert values["grad_cos_sim"] == pytest.approx(sum(others) / (len(others) + 1), rel=1e-6)
+
+
+def test_the_weight_is_measured_on_the_grid_that_the_gemm_read() -> None:
+    """A delayed policy has moved on by the time of the update."""
+    stage = Stage({"base": "e5m2", "scaling": {"kind": "delayed", "history": 2}})
+    layer = stage.model.blocks[0].mlp.up
+    scales = []
+    layer.weight_cast.scaling.register_forward_hook(lambda module, inputs, scale: scales.append(float(scale)))
+    with torch.no_grad():
+        layer.weight *= 16
+    seen: dict[str, Tensor] = {}
+    probe = UpdatesProbe(1)
+    stage.watch(probe, between=lambda: seen.update(scale=probe._before["blocks.0.mlp.up.weight"].scale))
+    assert float(seen["scale"]) == scales[-1]
+
+
+def test_layers_that_a_step_does_not_use_are_left_out() -> None:
+    stage = Stage("e5m2")
+    stage.model.unused = nn.Linear(4, 4)
+    stage.context.parameters["unused.weight"] = stage.model.unused.weight
+    for probe in (GradientsProbe(1), StabilityProbe(1), ShadowProbe(1), UpdatesProbe(1)):
+        values = stage.watch(probe)
+        assert not [n for n in values if n.startswith(("bit_stall_rate/unused", "grad_cos_sim/unused"))]
+
+
+def test_rows_of_an_embedding_are_no_neurons() -> None:
+    stage = Stage("bf16")
+    values = stage.watch(GradientsProbe(1))
+    assert "dead_neuron_frac/position_embedding.weight" not in values
+    assert "dead_neuron_frac/token_embedding.weight" in values  # tied: it is the head's weight as well
 
 
 def test_shadow_of_an_fp32_run_is_the_run_itself() -> None:
