@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from altgrad_core.numerics.formats import Format
 
 PROJECT = "altgrad"
-HOOKSPEC_VERSION = 1
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)

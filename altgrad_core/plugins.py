@@ -11,9 +11,11 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import re
 import sys
+import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -158,7 +160,7 @@ def load_plugins(
     for entry in sorted(entry_points, key=lambda e: (e.name, e.value)):
         dist = entry.dist
         row = PluginRow(name=entry.name, source=dist.name if dist else "?", version=dist.version if dist else "?")
-        _load(plugins, manager, row, entry.load, disabled)
+        _load(plugins, manager, row, functools.partial(_hooks_of, entry), disabled)
     for name in sorted(disabled - {row.name for row in plugins.rows}):
         reason = f"named in {DISABLE_VARIABLE}, but there is no such plugin"
         plugins.rows.append(PluginRow(name=name, source="?", version="?", status="missing", reason=reason))
@@ -169,6 +171,24 @@ def load_plugins(
 def installed() -> Plugins:
     """Return this process's plugins, loaded at the first call."""
     return load_plugins()
+
+
+def _hooks_of(entry: importlib.metadata.EntryPoint) -> Any:
+    """Load an entry point; of a package without hooks of its own, its module ``plugin``."""
+    loaded = entry.load()
+    if (
+        isinstance(loaded, types.ModuleType)
+        and hasattr(loaded, "__path__")
+        and not any(map(_is_hook, vars(loaded).values()))
+    ):
+        name = f"{loaded.__name__}.plugin"
+        if importlib.util.find_spec(name) is not None:
+            return importlib.import_module(name)
+    return loaded
+
+
+def _is_hook(value: Any) -> bool:
+    return callable(value) and hasattr(value, f"{hookspecs.PROJECT}_impl")
 
 
 def _version(distribution: str) -> str:
@@ -201,6 +221,9 @@ def _load(
     else:
         clash = next((plugins.extensions[key] for key in found if key in plugins.extensions), None)
         if clash is None:
+            if not found:
+                row.status = "broken"
+                row.reason = "registers nothing; are its functions named as the hooks and marked with @hookimpl?"
             plugins.extensions.update(found)
             for kind, name in found:
                 row.offers.setdefault(kind, []).append(name)

@@ -84,13 +84,13 @@ def _engine(recipe_name: str, probe_names: list[str], device, small: bool):
     from altgrad_adamw.plugin import AdamWOptions
     from altgrad_gpt.plugin import GPTOptions
 
-    from altgrad_core.experiments.schema import AlertConfig
-    from altgrad_core.plugins import installed
+    from altgrad_core.plugins import Choice, installed
     from altgrad_core.recipes.convert import convert
     from altgrad_core.recipes.resolve import resolve_recipe
     from altgrad_core.training.alerts import AlertWatch
+    from altgrad_core.training.config import AlertConfig, TrainConfig
     from altgrad_core.training.data import TokenData
-    from altgrad_core.training.engine import Engine, Loop
+    from altgrad_core.training.engine import Engine
 
     options = GPTOptions() if small else GPTOptions(n_layer=6, n_head=6, n_embd=384, block_size=256)
     vocabulary = 257 if small else 50257
@@ -109,11 +109,8 @@ def _engine(recipe_name: str, probe_names: list[str], device, small: bool):
         extension = plugins.get("probe", name)
         probes[name] = extension.value(extension.options(every=1))
     return Engine(
-        loop=Loop(
-            steps=10**6, batch_size=16 if small else 12, block_size=options.block_size, accumulate=1, learning_rate=6e-4,
-            final_learning_rate=6e-5, warmup_steps=100, grad_clip=1.0, eval_every=0, eval_batches=1, log_every=1,
-            checkpoint_every=0, seed=0,
-        ),
+        train=TrainConfig(steps=10**6, batch_size=16 if small else 12, warmup_steps=100, optimizer=Choice("adamw")),
+        block_size=options.block_size, seed=0, checkpoint_every=0,
         recipe=recipe, model=model, optimizer=plugins.get("optimizer", "adamw").value(AdamWOptions(), model, 6e-4, 0.1),
         data=data, probes=probes, alerts=AlertWatch(AlertConfig()), checkpoints=None, emit=lambda event: None,
         stop_requested=lambda: False, sinks=None, device=device,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime
 import importlib.resources
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from altgrad_core.analysis.series import (
 )
 from altgrad_core.analysis.settings import recipe_rows, side_by_side, without
 from altgrad_core.analysis.table import COLUMNS, MISSING
+from altgrad_core.experiments.folder import write_whole
 
 REPORT = "report.html"
 _MOST_ALERTS = 100
@@ -58,16 +58,12 @@ def write_report(folder: str | Path) -> Path:
     """Write ``report.html`` for the experiment in ``folder`` (``runs/<experiment>``) and return its path.
 
     The file is replaced in one step, so that a reader never sees half of it. Raises ``AltgradError`` when the folder
-    holds no runs or one of them is damaged.
+    holds no runs or one of them is damaged, and ``RunFailed`` when the disk is full.
     """
     folder = Path(folder)
     text = render(load_experiment_runs(folder))
-    path, draft = folder / REPORT, folder / f".{REPORT}.{os.getpid()}"
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    path = folder / REPORT
+    write_whole(path, text)
     return path
 
 

@@ -87,7 +87,7 @@ class PlainConsole:
         mark = "" if level == "info" else f"{level.upper()}: "
         who = f"{run}  " if run else ""
         line = Text(f"{time.strftime('%H:%M:%S')}  {who}{mark}{text}", style=_LEVEL_STYLE[level])
-        self.console.print(line, soft_wrap=True, highlight=False)
+        self.console.print(line, soft_wrap=not self.console.is_terminal, highlight=False)
 
 
 class LiveConsole(PlainConsole):

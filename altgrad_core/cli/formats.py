@@ -19,7 +19,7 @@ _SPECIALS = {
     "none": "none",
 }
 # Below this width the table leaves out what the page of one format says as well.
-_WIDE, _NARROW = 100, 66
+_WIDE, _NARROW = 150, 66
 _LISTED_BITS = 8
 
 

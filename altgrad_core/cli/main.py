@@ -46,10 +46,13 @@ def _options(
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 a run failed, 2 wrong input, 130 interrupted."""
+    debug = "--debug" in sys.argv  # before or after the verb
+    if debug:
+        sys.argv.remove("--debug")
     try:
         app()
     except AltgradError as error:
-        if "--debug" in sys.argv:
+        if debug:
             raise
         typer.echo(f"altgrad: {error}", err=True)
         sys.exit(error.exit_status)

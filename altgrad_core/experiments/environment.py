@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from altgrad_core.errors import AltgradError
+from altgrad_core.experiments.folder import write_whole
 
 _PACKAGES = ("altgrad", "torch", "numpy", "tiktoken", "safetensors", "attrs", "cattrs", "pluggy")
 
@@ -47,6 +50,21 @@ def environment(device: torch.device) -> dict[str, Any]:
         facts["cuda"] = torch.version.cuda
         facts["device_memory_gib"] = round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1)
     return facts
+
+
+def record_environment(path: Path, facts: dict[str, Any]) -> list[str]:
+    """Write ``env.json`` and return what differs from where the run began: ``cpu_threads: 1 -> 2``.
+
+    The file holds the newest environment; those before it that differ stay under ``earlier``, oldest first.
+    """
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    earlier = before.pop("earlier", [])
+    if before and before != facts:
+        earlier.append(before)
+    text = json.dumps({**facts, "earlier": earlier} if earlier else facts, indent=2)
+    write_whole(path, f"{text}\n")
+    first = earlier[0] if earlier else facts
+    return [f"{key}: {first.get(key)} -> {facts[key]}" for key in facts if first.get(key) != facts[key]]
 
 
 def _version(name: str) -> str:

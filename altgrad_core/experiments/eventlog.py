@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable
 from operator import methodcaller
@@ -23,7 +24,8 @@ class EventLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        _cut_torn_line(path)
+        if path.exists() and (whole := _whole_lines(path)) < path.stat().st_size:
+            os.truncate(path, whole)
         self._file = path.open("ab", buffering=0)
         self._sinks: dict[str, MetricSink] = {}
         self._states: dict[str, Any] = {}
@@ -95,7 +97,10 @@ class EventLog:
             # What a full disk took of the line must not stand before the next one.
             with contextlib.suppress(OSError):
                 self._file.truncate(start)
-            raise RunFailed(f"Could not append to {self.path}: {error}. What is written so far is kept.") from error
+            raise RunFailed(
+                f"Could not append to {self.path}: {error}. What is written so far is kept. Make room or make the folder "
+                "writable, then give the same command again."
+            ) from error
 
     def _forward(self, event: Event) -> None:
         for name in list(self._sinks):
@@ -116,7 +121,7 @@ class EventTail:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._position = path.stat().st_size if path.exists() else 0
+        self._position = _whole_lines(path)
 
     def new(self) -> list[Event]:
         """Return the new events, oldest first."""
@@ -130,18 +135,17 @@ class EventTail:
         return [json.loads(line) for line in block[:end].splitlines()]
 
 
-def _cut_torn_line(path: Path) -> None:
+def _whole_lines(path: Path) -> int:
+    """Return the length in bytes of a file's complete lines; what follows is a line that a crash tore."""
     if not path.exists():
-        return
-    with path.open("rb+") as file:
-        size = end = file.seek(0, 2)
+        return 0
+    with path.open("rb") as file:
+        end = file.seek(0, 2)
         while end > 0:
             start = max(0, end - 65536)
             file.seek(start)
             newline = file.read(end - start).rfind(b"\n")
             if newline >= 0:
-                end = start + newline + 1
-                break
+                return start + newline + 1
             end = start
-        if end < size:
-            file.truncate(end)
+    return 0

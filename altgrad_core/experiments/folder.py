@@ -10,17 +10,18 @@ import fcntl
 import json
 import os
 import platform
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import attrs
 
-from altgrad_core.errors import AltgradError
+from altgrad_core.errors import AltgradError, RunFailed
 from altgrad_core.experiments.schema import Status
 
-STATUSES: tuple[str, ...] = get_args(Status)
+_PATIENCE_S = 1.0
 
 
 @attrs.frozen
@@ -84,13 +85,23 @@ class RunFolder:
 @contextmanager
 def hold(lock: Path, what: str) -> Iterator[None]:
     """Hold ``lock`` for as long as the context; an ``AltgradError`` says who holds ``what`` when it is taken."""
-    with lock.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise AltgradError(f"{what} is held by {holder}. Wait for it, or stop that process.") from None
+    try:
+        file = lock.open("a+")
+    except OSError as error:
+        raise AltgradError(f"Could not open {lock}: {error}. Make the folder writable, or choose another.") from error
+    with file:
+        # Somebody who only asks for the holder locks for a moment too: that is waited out.
+        deadline = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    file.seek(0)
+                    holder = file.read().strip() or "another process"
+                    raise AltgradError(f"{what} is held by {holder}. Wait for it, or stop that process.") from None
+                time.sleep(0.01)
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {platform.node()}\n")
         file.flush()
@@ -116,6 +127,15 @@ def last_status(events: Path) -> dict[str, Any] | None:
     return last
 
 
-def status_of(folder: Path) -> Status:
-    """Return the state of the run in ``folder``."""
-    return RunFolder(folder).status()
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file that is there whole or not at all; a full or read-only disk is a ``RunFailed``."""
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise RunFailed(
+            f"Could not write {path}: {error}. Make room or make the folder writable; nothing that was there is lost."
+        ) from error

@@ -20,16 +20,18 @@ import attrs
 from altgrad_core.errors import AltgradError, unknown
 from altgrad_core.experiments.config import difference, dump_run, load_run
 from altgrad_core.experiments.eventlog import EventTail
-from altgrad_core.experiments.folder import RunFolder, hold
+from altgrad_core.experiments.folder import RunFolder, hold, write_whole
 from altgrad_core.experiments.launch import Launcher, Worker
 from altgrad_core.experiments.plan import open_data
 from altgrad_core.experiments.schema import Experiment, RunConfig, Status
+from altgrad_core.experiments.worker import STOPPING
 from altgrad_core.plugins import installed
 from altgrad_core.training.data import Workspace
 from altgrad_core.training.events import Event
 
 Action = Literal["train", "resume", "skip"]
 _POLL_S = 0.1
+_SECOND_THOUGHTS_S = 1.0
 # Keys that may change between two calls: they decide nothing of what is trained.
 _FREE = re.compile(r"(baseline|launcher|sink)\b")
 
@@ -85,22 +87,26 @@ def run_experiment(
     Raises ``AltgradError`` when a run's configuration differs from that of its folder, with the differences.
     """
     selected = _select(experiment, only)
+    if device not in ("auto", "cpu"):  # these need no look, and no torch
+        from altgrad_core.experiments.environment import choose_device
+
+        choose_device(device)
     folder = runs / experiment.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise AltgradError(f"Could not make the folder {folder}: {error}. Choose another with --runs.") from error
     with hold(folder / ".lock", f"The experiment folder {folder}"):
-        if fresh:
-            _move_aside([RunFolder(folder / run.name) for run in selected])
-        plan = _plan(selected, folder, retry_failed)
+        plan = _plan(selected, folder, fresh=fresh, retry_failed=retry_failed)
         # Before anything is trained, so that wrong data is one error and not one failed run after the other.
         to_train = [planned.config for planned in plan if planned.action != "skip"]
         open_data(to_train, installed(), Workspace(say=observer.say))
+        if fresh:
+            _move_aside([planned.folder for planned in plan], observer)
         observer.begin(plan)
         for planned in plan:
             planned.folder.path.mkdir(exist_ok=True)
-            planned.folder.config.write_text(dump_run(planned.config), encoding="utf-8")
+            write_whole(planned.folder.config, dump_run(planned.config))
         _Crew(observer, device, jobs).work_off([planned for planned in plan if planned.action != "skip"])
     return {planned.config.name: planned.folder.status() for planned in plan}
 
@@ -121,13 +127,21 @@ def _select(experiment: Experiment, only: Sequence[str]) -> list[RunConfig]:
     return [run for run in experiment.runs if not only or any(fnmatch.fnmatchcase(run.name, p) for p in only)]
 
 
-def _plan(selected: Sequence[RunConfig], folder: Path, retry_failed: bool) -> list[PlannedRun]:
+def _plan(selected: Sequence[RunConfig], folder: Path, *, fresh: bool, retry_failed: bool) -> list[PlannedRun]:
     plan, changes = [], []
     for config in selected:
         run = RunFolder(folder / config.name)
         status = run.status()
         if status == "running":
             raise AltgradError(f"The run {run.path} is being trained by {run.holder()}. Wait for it, or stop it.")
+        if fresh:
+            plan.append(PlannedRun(config=config, folder=run, action="train", reason="new"))
+            continue
+        if not run.config.exists() and run.checkpoints.is_dir() and any(run.checkpoints.glob("step-*")):
+            raise AltgradError(
+                f"{run.path} holds checkpoints but no run.toml, so nobody knows what they were trained with. Put the file "
+                "back, or use --fresh, which moves the folder aside and starts over."
+            )
         if run.config.exists():
             differences = [line for line in difference(load_run(run.config), config) if not _FREE.match(line)]
             if differences and status != "pending":
@@ -150,17 +164,14 @@ def _plan(selected: Sequence[RunConfig], folder: Path, retry_failed: bool) -> li
     return plan
 
 
-def _move_aside(folders: Sequence[RunFolder]) -> None:
+def _move_aside(folders: Sequence[RunFolder], observer: Observer) -> None:
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    for folder in folders:
-        holder = folder.holder()
-        if holder is not None:
-            raise AltgradError(f"The run {folder.path} is being trained by {holder}. Wait for it, or stop it.")
     for folder in folders:
         if folder.path.exists():
             old = folder.path.parent / ".old" / f"{folder.path.name}-{stamp}"
             old.parent.mkdir(exist_ok=True)
             folder.path.rename(old)
+            observer.say(f"Moved {folder.path} to {old}.")
 
 
 @attrs.frozen
@@ -176,25 +187,40 @@ class _Crew:
     def __init__(self, observer: Observer, device: str, jobs: int) -> None:
         self.observer, self.device, self.jobs = observer, device, jobs
         self.running: list[_Running] = []
+        self.received: list[int] = []
 
     def work_off(self, waiting: list[PlannedRun]) -> None:
         """Execute all runs; on a signal, interrupt the workers, wait for them, and raise ``Interrupted``."""
-        with _forwarding(self) as received:
-            while self.running or (waiting and not received):
-                while waiting and len(self.running) < self.jobs and not received:
-                    self._start(waiting.pop(0))
-                self._follow()
-                self.observer.idle()
-                if self.running:
-                    time.sleep(_POLL_S)
-        if received:
-            raise Interrupted(received[0])
+        with _forwarding(self):
+            try:
+                while self.running or (waiting and not self.received):
+                    while waiting and len(self.running) < self.jobs and not self.received:
+                        self._start(waiting.pop(0))
+                    self._follow()
+                    self.observer.idle()
+                    if self.running:
+                        time.sleep(_POLL_S)
+            except BaseException:
+                self._dismiss()  # a screen that cannot be written to must not leave workers behind
+                raise
+        if self.received:
+            raise Interrupted(self.received[0])
+
+    def _dismiss(self) -> None:
+        for running in self.running:
+            running.worker.interrupt(signal.SIGTERM)
+        for running in self.running:
+            while running.worker.poll() is None:
+                time.sleep(_POLL_S)
 
     def _start(self, planned: PlannedRun) -> None:
         choice = planned.config.launcher
         launcher: Launcher = installed().get("launcher", choice.kind).value(choice.options)
         tail = EventTail(planned.folder.events)
-        self.running.append(_Running(planned, launcher.start(planned.folder, self.device), tail))
+        worker = launcher.start(planned.folder, self.device)
+        self.running.append(_Running(planned, worker, tail))
+        if self.received:  # came while the worker was being started
+            worker.interrupt(self.received[0])
 
     def _follow(self) -> None:
         for running in list(self.running):
@@ -208,26 +234,29 @@ class _Crew:
     def _ended(self, planned: PlannedRun, exit_status: int) -> None:
         status = planned.folder.status()
         log_end = ""
-        if exit_status and status in ("failed", "pending"):
+        if exit_status and not self.received:
             log_end = _end_of(planned.folder.log)
-        if exit_status < 0 and status == "interrupted":
-            log_end = f"The worker was ended by signal {-exit_status}."
-        self.observer.end(planned, status, log_end)
+            if exit_status < 0:
+                log_end += f"\nThe worker was ended by signal {-exit_status}."
+        self.observer.end(planned, status, log_end.strip())
 
 
 @contextmanager
-def _forwarding(crew: _Crew) -> Iterator[list[int]]:
-    """Hand SIGINT and SIGTERM on to the workers instead of dying; a second one goes to them too and ends them at once."""
-    received: list[int] = []
+def _forwarding(crew: _Crew) -> Iterator[None]:
+    """Hand signals on to the workers instead of dying; Ctrl-C once more, a second later or after, kills them."""
+    since = 0.0
 
     def receive(number: int, frame: object) -> None:
-        received.append(number)
+        nonlocal since
+        again = bool(crew.received) and time.monotonic() - since > _SECOND_THOUGHTS_S
+        since = since or time.monotonic()
+        crew.received.append(number)
         for running in crew.running:
-            running.worker.interrupt(number)
+            running.worker.interrupt(signal.SIGKILL if again else number)
 
-    before: dict[int, Any] = {n: signal.signal(n, receive) for n in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {number: signal.signal(number, receive) for number in STOPPING}
     try:
-        yield received
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

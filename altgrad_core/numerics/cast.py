@@ -151,6 +151,8 @@ def _float32(value: float) -> float:
 
 
 def _work_dtype(x: Tensor) -> torch.dtype:
+    if not isinstance(x, Tensor):
+        raise AltgradError(f"A cast takes a tensor, got {type(x).__name__}; make one with torch.tensor(...).")
     if not x.is_floating_point():
         raise AltgradError(f"A cast takes a floating-point tensor, got {x.dtype}; convert it with .float() first.")
     return torch.float64 if x.dtype is torch.float64 else torch.float32

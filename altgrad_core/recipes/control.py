@@ -52,18 +52,3 @@ def casts_off(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         control.casting = before
-
-
-@contextmanager
-def collecting(model: nn.Module) -> Iterator[None]:
-    """Within the context every cast records its statistics; read them with ``control_of(model).take()``."""
-    control = control_of(model)
-    if control is None:
-        yield
-        return
-    before = control.collecting
-    control.collecting = True
-    try:
-        yield
-    finally:
-        control.collecting = before

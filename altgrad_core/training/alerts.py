@@ -4,22 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 
-
-class Thresholds(Protocol):
-    """The limits that alerts compare with: ``altgrad_core.experiments.schema.AlertConfig``."""
-
-    @property
-    def nan_patience(self) -> int: ...  # noqa: D102
-    @property
-    def bit_stall(self) -> float: ...  # noqa: D102
-    @property
-    def overflow(self) -> float: ...  # noqa: D102
-    @property
-    def dead_neurons(self) -> float: ...  # noqa: D102
+from altgrad_core.training.config import AlertConfig
 
 
 @attrs.frozen(kw_only=True)
@@ -44,18 +33,23 @@ _RATES = {
     "overflow": ("overflow_rate", "overflow rate"),
     "dead_neurons": ("dead_neuron_frac", "dead-neuron fraction"),
 }
+# What keeps a user from drawing the wrong conclusion.
+_NOTES = {"bit_stall": " Small updates still add up in the FP32 master weights until the cast value moves."}
 
 
 class AlertWatch:
     """Watches a run's values. A rate warns when it rises past its threshold, again only after it has been below."""
 
-    def __init__(self, thresholds: Thresholds) -> None:
+    def __init__(self, thresholds: AlertConfig) -> None:
         self.thresholds = thresholds
         self.nan_steps = 0
+        """Non-finite steps in a row, up to now."""
+        self.nan_total = 0
+        """Non-finite steps of the whole run."""
         self._above: dict[str, bool] = {}
 
     def check_finite(self, loss: float, grad_norm: float) -> Alert | None:
-        """Check the step's loss and gradient norm; the first non-finite step of a row asks for a checkpoint.
+        """Check the step's loss and gradient norm; the first non-finite step of the run asks for a checkpoint.
 
         ``nan_patience`` such steps in a row ask for a stop.
         """
@@ -63,11 +57,12 @@ class AlertWatch:
             self.nan_steps = 0
             return None
         self.nan_steps += 1
+        self.nan_total += 1
         patience = self.thresholds.nan_patience
         what = "loss" if not math.isfinite(loss) else "gradient norm"
         value = loss if not math.isfinite(loss) else grad_norm
         message = f"The {what} is {value}; this update is skipped ({self.nan_steps} in a row, {patience} stop the run)."
-        action = "checkpoint" if self.nan_steps == 1 else "log"
+        action = "checkpoint" if self.nan_total == 1 else "log"
         if self.nan_steps >= patience:
             action = "stop"
         return Alert(alert="nan", action=action, value=value, threshold=float(patience), message=message)
@@ -86,7 +81,7 @@ class AlertWatch:
                 worst = max(layers, key=layers.__getitem__)
                 message = (
                     f"The mean {words} is {value:.2%}, above {threshold:.2%}; "
-                    f"highest in {worst.removeprefix(f'{metric}/')} ({layers[worst]:.2%})."
+                    f"highest in {worst.removeprefix(f'{metric}/')} ({layers[worst]:.2%}).{_NOTES.get(alert, '')}"
                 )
                 alerts.append(Alert(alert=alert, action="log", value=value, threshold=threshold, message=message))
             self._above[alert] = above
@@ -94,9 +89,9 @@ class AlertWatch:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counters, so that a resumed run warns and stops at the same steps."""
-        return {"nan_steps": self.nan_steps, "above": dict(self._above)}
+        return {"nan_steps": self.nan_steps, "nan_total": self.nan_total, "above": dict(self._above)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back the counters."""
-        self.nan_steps = state["nan_steps"]
+        self.nan_steps, self.nan_total = state["nan_steps"], state["nan_total"]
         self._above = dict(state["above"])

@@ -72,22 +72,26 @@ class Checkpoints:
         self.keep = keep
         self.warn = warn
 
-    def save(self, step: int, state: dict[str, Any], *, best: bool = False) -> Saved:
-        """Save ``state`` as the checkpoint after ``step`` updates, move the pointers, then rotate."""
-        saved = self.backend.save(f"step-{step:06d}", *tree.split(state))
-        self.backend.point("latest", saved.name)
-        if best:
-            self.backend.point("best", saved.name)
-        self._rotate()
-        return saved
+    @staticmethod
+    def name(step: int) -> str:
+        """Return the name of the checkpoint after ``step`` updates."""
+        return f"step-{step:06d}"
+
+    def save(self, step: int, state: dict[str, Any]) -> Saved:
+        """Save ``state`` as the checkpoint after ``step`` updates."""
+        return self.backend.save(self.name(step), *tree.split(state))
+
+    def point(self, *, latest: str, best: str | None) -> None:
+        """Make the pointers name these checkpoints, which are durable, then rotate."""
+        names = self.backend.names()
+        for pointer, name in (("latest", latest), ("best", best)):
+            if name in names and self.backend.pointed(pointer) != name:
+                self.backend.point(pointer, name)
+        self._rotate(names)
 
     def save_anomaly(self, step: int, state: dict[str, Any]) -> Saved:
         """Save the state in which step ``step`` went wrong; never rotated away, never resumed from."""
         return self.backend.save(f"anomaly-{step:06d}", *tree.split(state))
-
-    def mark_best(self, name: str) -> None:
-        """Make a checkpoint that is already saved the best one."""
-        self.backend.point("best", name)
 
     def load_newest(self) -> tuple[str, dict[str, Any]] | None:
         """Return (name, state) of the newest checkpoint that is whole, None when there is none."""
@@ -103,8 +107,8 @@ class Checkpoints:
             )
         return None
 
-    def _rotate(self) -> None:
-        names = [name for name in self.backend.names() if _STEP.fullmatch(name)]
+    def _rotate(self, names: list[str]) -> None:
+        names = [name for name in names if _STEP.fullmatch(name)]
         spared = {self.backend.pointed("best"), self.backend.pointed("latest")}
         for name in names[: -self.keep]:
             if name in spared:

@@ -12,6 +12,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from altgrad_core.errors import AltgradError
+from altgrad_core.errors import AltgradError, RunFailed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,9 +108,7 @@ def write_tokens(
         "vocab_size": vocab_size,
         "dtype": dtype,
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with _draft(folder) as made:
         for split in SPLITS:
             documents, tokens = _write_split(made / f"{split}.bin", DTYPES[dtype], vocab_size, splits[split])
             if not tokens:
@@ -119,8 +118,23 @@ def write_tokens(
         meta["libraries"] = {"python": platform.python_version(), "numpy": np.__version__, **(libraries or {})}
         _write_synced(made / "meta.json", (json.dumps(meta, indent=2) + "\n").encode())
         publish(made, folder)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+
+
+@contextmanager
+def _draft(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``folder`` that is gone in the end; a full or read-only disk is a ``RunFailed``."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            yield made
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+    except OSError as error:
+        raise RunFailed(
+            f"Could not write the tokens to {folder}: {error}. Make room there, or choose another place: --out of "
+            "altgrad data prepare, ALTGRAD_CACHE for the cache."
+        ) from error
 
 
 def publish(made: Path, folder: Path) -> None:
@@ -143,14 +157,10 @@ def free_folder(folder: Path) -> None:
 def copy_tokens(data: TokenData, folder: Path) -> None:
     """Copy the token files of ``data`` to ``folder``, which appears whole or not at all, or is ``FolderOccupied``."""
     folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with _draft(folder) as made:
         for name in (*(f"{split}.bin" for split in SPLITS), "meta.json"):
             shutil.copyfile(data.path / name, made / name)
         publish(made, folder)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -18,6 +18,7 @@ from altgrad_core.recipes.recipe import Compute, Recipe
 from altgrad_core.training import rng
 from altgrad_core.training.alerts import Alert, AlertWatch
 from altgrad_core.training.checkpoint import Checkpoints, Saved
+from altgrad_core.training.config import TrainConfig
 from altgrad_core.training.data import TokenData, batch, evaluation_batches
 from altgrad_core.training.events import Event, to_json
 from altgrad_core.training.metrics import Measurements
@@ -25,43 +26,7 @@ from altgrad_core.training.probes import Batch, Probe, StepContext
 from altgrad_core.training.schedule import learning_rate
 
 Outcome = Literal["done", "stopped", "interrupted"]
-
-
-@attrs.frozen(kw_only=True)
-class Loop:
-    """The numbers of a training; the same fields as ``[train]`` and ``[checkpoint]`` of ``experiments.toml``."""
-
-    steps: int
-    """Optimizer steps."""
-    batch_size: int
-    """Sequences of a micro-batch."""
-    block_size: int
-    """Tokens of a sequence."""
-    accumulate: int
-    """Micro-batches of a step."""
-    learning_rate: float
-    """Peak."""
-    final_learning_rate: float
-    """At the last step."""
-    warmup_steps: int
-    """Steps of linear warmup."""
-    grad_clip: float
-    """Largest global L2 norm of the gradient; 0: no clipping."""
-    eval_every: int
-    """Steps between evaluations; 0: only after the last."""
-    eval_batches: int
-    """Batches of an evaluation."""
-    log_every: int
-    """Steps between logged steps."""
-    checkpoint_every: int
-    """Steps between checkpoints; 0: only the last."""
-    seed: int
-    """Seed of the batches."""
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Training tokens that one step reads."""
-        return self.batch_size * self.block_size * self.accumulate
+Moment = Literal["before_forward", "after_backward", "before_update", "after_update"]
 
 
 class Stateful(Protocol):
@@ -81,7 +46,10 @@ class Engine:
     def __init__(
         self,
         *,
-        loop: Loop,
+        train: TrainConfig,
+        block_size: int,
+        seed: int,
+        checkpoint_every: int,
         recipe: Recipe,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
@@ -94,7 +62,9 @@ class Engine:
         device: torch.device,
         sinks: Stateful,
     ) -> None:
-        self.loop, self.recipe, self.model, self.optimizer = loop, recipe, model, optimizer
+        self.train_config, self.block_size, self.seed = train, block_size, seed
+        self.checkpoint_every = checkpoint_every
+        self.recipe, self.model, self.optimizer = recipe, model, optimizer
         self.data, self.probes, self.alerts, self.checkpoints = data, probes, alerts, checkpoints
         self.emit, self.stop_requested, self.device = emit, stop_requested, device
         self.sinks = sinks
@@ -102,14 +72,20 @@ class Engine:
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.step_number = 0
         self.best_loss = math.inf
-        self._saved: tuple[int, str] | None = None
+        self.best_checkpoint: str | None = None
+        self._saved: str | None = None
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Training tokens that one step reads."""
+        return self.train_config.batch_size * self.block_size * self.train_config.accumulate
 
     def run(self) -> Outcome:
         """Train from the current step to the last one."""
         self.model.train()
         if self.step_number == 0 and not self.stop_requested():
             self.evaluate()
-        while self.step_number < self.loop.steps:
+        while self.step_number < self.train_config.steps:
             if self.stop_requested():
                 self.save("interrupt")
                 return "interrupted"
@@ -123,41 +99,33 @@ class Engine:
     def step(self) -> Alert | None:
         """Do one optimizer step; returns the alert of a step whose update was skipped."""
         started = time.perf_counter()
-        loop = self.loop
+        config = self.train_config
         step = self.step_number + 1
-        logged = step % loop.log_every == 0 or step in (1, loop.steps)
+        logged = step % config.log_every == 0 or step in (1, config.steps)
         context = self._context(step)
         probes = [probe for probe in self.probes.values() if logged and probe.due(step)]
         probing = _Stopwatch(self.device)
         rate = self._set_learning_rate(step)
 
-        with probing:
-            for probe in probes:
-                probe.before_forward(context)
+        self._probe("before_forward", probes, context, probing)
 
         self.optimizer.zero_grad(set_to_none=True)
         loss = context.loss = context.backward(self.recipe.compute)
         if self.gradient_cast is not None:
             self.gradient_cast()
 
-        with probing:
-            for probe in probes:
-                probe.after_backward(context)
+        self._probe("after_backward", probes, context, probing)
 
         grad_norm = self._clip_gradients()
         loss_value, norm_value = torch.stack([loss.double(), grad_norm.double()]).tolist()
         alert = self.alerts.check_finite(loss_value, norm_value)
         if alert is None:
-            with probing:
-                for probe in probes:
-                    probe.before_update(context)
+            self._probe("before_update", probes, context, probing)
             self.optimizer.step()
-            with probing:
-                for probe in probes:
-                    probe.after_update(context)
+            self._probe("after_update", probes, context, probing)
         else:
             self._report(step, alert)
-            if self.alerts.nan_steps == 1:
+            if self.alerts.nan_total == 1:
                 self._announce("anomaly", step, self.checkpoints.save_anomaly(step, self.state_dict()))
         self.step_number = step
 
@@ -169,7 +137,7 @@ class Engine:
                 "train/perplexity": _perplexity(loss_value),
                 "train/grad_norm": norm_value,
                 "train/lr": rate,
-                "train/tokens_per_s": loop.tokens_per_step / (elapsed - probing.seconds),
+                "train/tokens_per_s": self.tokens_per_step / (elapsed - probing.seconds),
                 "train/step_s": elapsed,
                 "train/probe_s": probing.seconds,
             }
@@ -180,13 +148,13 @@ class Engine:
 
     def evaluate(self) -> float:
         """Return the mean loss over the fixed validation batches, with the recipe's casts on."""
-        loop = self.loop
+        config = self.train_config
         self.emit({"event": "evaluation", "step": self.step_number, "state": "begin"})
         self.model.eval()
         losses = []
         with torch.no_grad():
             for inputs, targets in evaluation_batches(
-                self.data, batches=loop.eval_batches, batch_size=loop.batch_size, block_size=loop.block_size
+                self.data, batches=config.eval_batches, batch_size=config.batch_size, block_size=self.block_size
             ):
                 losses.append(self._loss((inputs.to(self.device), targets.to(self.device)), self.recipe.compute))
         self.model.train()
@@ -197,12 +165,14 @@ class Engine:
 
     def save(self, kind: str, *, best: bool = False) -> None:
         """Save a checkpoint of this step unless one is there already."""
-        if self._saved is None or self._saved[0] != self.step_number:
-            saved = self.checkpoints.save(self.step_number, self.state_dict(), best=best)
-            self._saved = (self.step_number, saved.name)
+        name = self.checkpoints.name(self.step_number)
+        if best:
+            self.best_checkpoint = name  # before the state is taken: a resumed run puts the pointer right by it
+        if self._saved != name:
+            saved = self.checkpoints.save(self.step_number, self.state_dict())
+            self._saved = name
             self._announce(kind, self.step_number, saved)
-        elif best:
-            self.checkpoints.mark_best(self._saved[1])
+        self.checkpoints.point(latest=name, best=self.best_checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that decides how the training goes on: tensors and JSON types."""
@@ -216,6 +186,7 @@ class Engine:
             "rng": rng.state(),
             "step": self.step_number,
             "best_loss": self.best_loss,
+            "best_checkpoint": self.best_checkpoint,
         }
 
     def resume(self) -> str | None:
@@ -233,33 +204,46 @@ class Engine:
         self.alerts.load_state_dict(state["alerts"])
         self.sinks.load_state_dict(state["sinks"])
         self.step_number, self.best_loss = state["step"], state["best_loss"]
-        self._saved = (self.step_number, name)
+        self.best_checkpoint = state["best_checkpoint"]
+        self._saved = name
+        self.checkpoints.point(latest=name, best=self.best_checkpoint)  # a crash may have come between save and this
         rng.restore(state["rng"])
         return name
 
     def _after_step(self) -> None:
         """Evaluate and save where the schedule says so; always after the last step."""
-        loop, step = self.loop, self.step_number
-        last = step == loop.steps
+        config, step = self.train_config, self.step_number
+        last = step == config.steps
         best = False
-        if last or (loop.eval_every and step % loop.eval_every == 0):
+        if last or (config.eval_every and step % config.eval_every == 0):
             loss = self.evaluate()
             best = loss < self.best_loss
             self.best_loss = min(loss, self.best_loss)
-        if last or best or (loop.checkpoint_every and step % loop.checkpoint_every == 0):
+        if last or best or (self.checkpoint_every and step % self.checkpoint_every == 0):
             self.save("final" if last else "best" if best else "step", best=best)
 
+    @staticmethod
+    def _probe(moment: Moment, probes: Sequence[Probe], context: StepContext, stopwatch: _Stopwatch) -> None:
+        if probes:  # the stopwatch waits for the device
+            with stopwatch:
+                for probe in probes:
+                    try:
+                        getattr(probe, moment)(context)
+                    except Exception as error:
+                        what = f"{type(probe).__module__}.{type(probe).__qualname__}"
+                        raise RuntimeError(f"the probe {what} failed in {moment}: {error!r}") from error
+
     def _context(self, step: int) -> StepContext:
-        loop = self.loop
+        config = self.train_config
         batches: list[Batch] = []
-        for micro_step in range(loop.accumulate):
+        for micro_step in range(config.accumulate):
             inputs, targets = batch(
                 self.data.train,
-                seed=loop.seed,
+                seed=self.seed,
                 step=step,
                 micro_step=micro_step,
-                batch_size=loop.batch_size,
-                block_size=loop.block_size,
+                batch_size=config.batch_size,
+                block_size=self.block_size,
             )
             batches.append((inputs.to(self.device), targets.to(self.device)))
         controls = [control_of(self.model)]
@@ -294,17 +278,17 @@ class Engine:
 
     def _clip_gradients(self) -> Tensor:
         """Clip the gradients to the global norm and return the norm before (0-d)."""
-        limit = self.loop.grad_clip or math.inf
+        limit = self.train_config.grad_clip or math.inf
         return torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit)
 
     def _set_learning_rate(self, step: int) -> float:
-        loop = self.loop
+        config = self.train_config
         rate = learning_rate(
             step,
-            steps=loop.steps,
-            warmup_steps=loop.warmup_steps,
-            peak=loop.learning_rate,
-            final=loop.final_learning_rate,
+            steps=config.steps,
+            warmup_steps=config.warmup_steps,
+            peak=config.learning_rate,
+            final=config.final_learning_rate,
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate

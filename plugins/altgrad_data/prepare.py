@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from altgrad_core.errors import AltgradError
+from altgrad_core.errors import AltgradError, RunFailed
 from altgrad_core.training.data import FolderOccupied, TokenData, Workspace, open_tokens, write_tokens
 from altgrad_data import tokenizers
 
@@ -80,11 +80,16 @@ def content_sha256(workspace: Workspace, files: Mapping[str, Path]) -> str:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a small file so that other processes see all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RunFailed(
+            f"Could not write {path} into the cache: {error}. Make room there, or set ALTGRAD_CACHE to another folder."
+        ) from error
 
 
 def _digest(value: Any) -> str:

@@ -97,7 +97,7 @@ def _unavailable(name: str, error: Exception, cache: Path | None, before: set[st
     else:
         file = hashlib.sha1(url.encode()).hexdigest()
         said += f": {url} could not be fetched"
-        what = f"a folder that holds that file under the name {file}"
+        what = f"a folder that holds that file under the name {file} (and the encoding's other files, if any, likewise)"
         if cache is not None and file in before and not (cache / file).exists():
             said += f" ({cache / file} was there, but its content was not the expected one and tiktoken removed it)"
     return (

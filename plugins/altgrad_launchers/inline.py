@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 from altgrad_core.experiments.folder import RunFolder
 
 
@@ -23,7 +25,10 @@ class InlineLauncher:
     """Runs the worker's code here and returns when it is done."""
 
     def start(self, folder: RunFolder, device: str) -> FinishedWorker:
-        """Execute the run."""
+        """Execute the run; a signal that ended it is raised again, for it was meant for this process as a whole."""
         from altgrad_core.experiments.worker import execute
 
-        return FinishedWorker(execute(folder, device))
+        status = execute(folder, device)
+        if status > 128:
+            signal.raise_signal(status - 128)
+        return FinishedWorker(status)

@@ -41,7 +41,10 @@ class ProcessLauncher:
         """Start the worker in a session of its own, so that Ctrl-C reaches it once, through ``altgrad run``."""
         with folder.log.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "altgrad_core.experiments.worker", str(folder.path), "--device", device],
+                [
+                    *(sys.executable, "-m", "altgrad_core.experiments.worker", str(folder.path)),
+                    *("--device", device, "--parent", str(os.getpid())),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import tomli
 import torch
 from typer.testing import CliRunner
 
@@ -28,6 +35,48 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         if not target.startswith(("http://", "https://")):
             assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_configuration_page_is_that_of_the_code() -> None:
+    spec = importlib.util.spec_from_file_location("make_configuration", ROOT / "docs" / "make_configuration.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    assert page == module.page(), "run: python docs/make_configuration.py"
+
+
+def test_the_plugin_of_the_page_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Laid down as the page says, seen through its entry point, and used in a training."""
+    page = ROOT / "docs" / "plugins.md"
+    project, code = tomli.loads(blocks(page, "toml")[0]), blocks(page, "python")[0]
+    package = tmp_path / "altgrad_format_myfp8"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "plugin.py").write_text(code)
+    info = tmp_path / "altgrad_format_myfp8-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: altgrad-format-myfp8\nVersion: 0.1.0\n")
+    ((name, value),) = project["project"]["entry-points"]["altgrad"].items()
+    (info / "entry_points.txt").write_text(f"[altgrad]\n{name} = {value}\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "ALTGRAD_CACHE": str(tmp_path / "cache")}
+
+    def altgrad(*arguments: str) -> str:
+        command = [sys.executable, "-m", "altgrad_core.cli", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "format myfp8" in altgrad("plugins", "myfp8")
+    assert "bias           9" in altgrad("formats", "myfp8")
+    (line,) = [line for line in blocks(page, "sh")[0].splitlines() if line.startswith("altgrad run")]
+    arguments = shlex.split(line)[1:]
+    shutil.copy(ROOT / "experiments.toml", tmp_path)
+    altgrad(*arguments, "--only", "e5m2", "--set", "train.steps=5", "--set", "train.eval_batches=1")
+    import altgrad_core
+
+    run = altgrad_core.load_run(tmp_path / "runs" / "e5m2-vs-bf16" / "e5m2")
+    assert run.config["recipe"]["weight"]["format"] == "myfp8"
+    assert run.metrics("weight_norm/token_embedding.weight")[0] == [1, 5]
 
 
 def test_the_readme_experiment_loads(tmp_path: Path) -> None:

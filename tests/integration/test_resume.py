@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,15 +130,102 @@ def test_a_second_altgrad_run_is_told_who_holds_the_folder(make_experiment: Make
     said, _ = second.communicate(timeout=60)
     assert second.returncode == 2
     assert f"is held by pid {first.pid} on " in said
-    # When only the worker is left, it still holds its run.
+    # A worker whose parent is gone saves a checkpoint and ends: no training that nobody sees.
     first.kill()
     first.communicate()
-    third = altgrad_run(file, "runs")
-    said, _ = third.communicate(timeout=60)
-    assert third.returncode == 2
-    assert f"pid {running['pid']} on " in said
-    os.kill(running["pid"], signal.SIGTERM)
     deadline = time.monotonic() + 60
     while altgrad.load_run(events.parent).status == "running" and time.monotonic() < deadline:
         time.sleep(0.1)
+    run = altgrad.load_run(events.parent)
+    assert run.status == "interrupted"
+    assert run.checkpoints[-1]["step"] == run.metrics("train/loss")[0][-1]
+    with pytest.raises(ProcessLookupError):
+        os.kill(running["pid"], 0)
+
+
+def test_a_signal_to_every_process_at_once_loses_nothing(make_experiment: MakeExperiment, tmp_path: Path) -> None:
+    """As schedulers send it: parent and worker get SIGTERM, and the parent sends it on."""
+    file = make_experiment('[[run]]\nname = "r"\nrecipe = "e5m2"\ntrain = { steps = 5000 }\n', launcher="process")
+    first = altgrad_run(file, "runs")
+    events = tmp_path / "runs" / "small" / "r" / "events.jsonl"
+    wait_for(events, '"step": 3, ')
+    (running,) = [e for e in wait_for(events, '"status": "running"') if e.get("status") == "running"]
+    os.kill(running["pid"], signal.SIGTERM)
+    first.send_signal(signal.SIGTERM)
+    first.send_signal(signal.SIGTERM)
+    said, _ = first.communicate(timeout=60)
+    assert first.returncode == 143, said
+    run = altgrad.load_run(events.parent)
+    assert run.checkpoints[-1]["step"] == run.metrics("train/loss")[0][-1]
+
+
+def test_a_line_torn_by_the_crash_does_not_stop_the_next_run(make_experiment: MakeExperiment, tmp_path: Path) -> None:
+    file = make_experiment('[[run]]\nname = "r"\nrecipe = "e5m2"\n', launcher="process")
+    first = altgrad_run(file, "runs")
+    first.communicate(timeout=60)
+    assert first.returncode == 0
+    folder = tmp_path / "runs" / "small" / "r"
+    lines = (folder / "events.jsonl").read_bytes().splitlines(keepends=True)
+    done = next(i for i, line in enumerate(lines) if b'"step": 10, ' in line)
+    (folder / "events.jsonl").write_bytes(b"".join(lines[:done]) + lines[done][:77])
+    for checkpoint in ("step-000010", "step-000012"):
+        shutil.rmtree(folder / "checkpoints" / checkpoint)
+    again = altgrad_run(file, "runs")
+    said, _ = again.communicate(timeout=60)
+    assert again.returncode == 0, said
+    assert "resumed at step 8" in said
+    assert altgrad.load_run(folder).metrics("train/loss")[0] == list(range(1, 13))
+
+
+def test_a_signal_while_the_worker_starts_reaches_it(make_experiment: MakeExperiment, tmp_path: Path) -> None:
+    file = make_experiment('[[run]]\nname = "r"\nrecipe = "e5m2"\ntrain = { steps = 5000 }\n', launcher="process")
+    first = altgrad_run(file, "runs")
+    lock = tmp_path / "runs" / "small" / "r" / "run.lock"
+    deadline = time.monotonic() + 60
+    while not lock.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    first.send_signal(signal.SIGINT)  # the worker imports torch now
+    said, _ = first.communicate(timeout=60)
+    assert first.returncode == 130, said
+    assert "Traceback" not in said
+    run = altgrad.load_run(lock.parent)
+    assert run.status == "interrupted"
+    assert run.checkpoints[-1]["step"] < 100
+
+
+def test_ctrl_c_ends_all_runs_of_the_inline_launcher(make_experiment: MakeExperiment, tmp_path: Path) -> None:
+    steps = "train = { steps = 5000 }\n"
+    file = make_experiment(f'[[run]]\nname = "a"\n{steps}[[run]]\nname = "b"\n{steps}', launcher="inline")
+    first = altgrad_run(file, "runs")
+    wait_for(tmp_path / "runs" / "small" / "a" / "events.jsonl", '"step": 5, ')
+    first.send_signal(signal.SIGINT)
+    said, _ = first.communicate(timeout=60)
+    assert first.returncode == 130, said
+    assert altgrad.load_run(tmp_path / "runs" / "small" / "a").status == "interrupted"
+    assert not (tmp_path / "runs" / "small" / "b" / "events.jsonl").exists()
+
+
+def test_no_worker_is_left_when_the_screen_goes_away(make_experiment: MakeExperiment, tmp_path: Path) -> None:
+    file = make_experiment('[[run]]\nname = "r"\nrecipe = "e5m2"\ntrain = { steps = 5000 }\n', launcher="process")
+    first = altgrad_run(file, "runs")
+    events = tmp_path / "runs" / "small" / "r" / "events.jsonl"
+    wait_for(events, '"status": "running"')
+    first.stdout.close()  # as `altgrad run | head` does
+    assert first.wait(timeout=120) != 0
     assert altgrad.load_run(events.parent).status == "interrupted"
+
+
+def test_another_environment_is_said_and_kept(make_experiment: MakeExperiment, tmp_path: Path) -> None:
+    file = make_experiment('[[run]]\nname = "r"\nrecipe = "e5m2"\ntrain = { steps = 60 }\n', launcher="process")
+    first = altgrad_run(file, "runs")
+    folder = tmp_path / "runs" / "small" / "r"
+    wait_for(folder / "events.jsonl", '"step": 3, ')
+    first.send_signal(signal.SIGINT)
+    first.communicate(timeout=60)
+    facts = json.loads((folder / "env.json").read_text())
+    (folder / "env.json").write_text(json.dumps({**facts, "cpu_threads": 77}))
+    second = altgrad_run(file, "runs")
+    said, _ = second.communicate(timeout=60)
+    assert second.returncode == 0, said
+    assert f"cpu_threads: 77 -> {facts['cpu_threads']}" in said
+    assert json.loads((folder / "env.json").read_text())["earlier"][0]["cpu_threads"] == 77

@@ -83,6 +83,40 @@ def test_everything_a_run_leaves(make_experiment: MakeExperiment, tmp_path: Path
     assert altgrad.load_run(old).metrics("train/loss")[0][-1] == 12
 
 
+def test_fresh_moves_nothing_aside_before_all_is_right(make_experiment: MakeExperiment, tmp_path: Path) -> None:
+    file = make_experiment('[[run]]\nname = "r"\nrecipe = "bf16"\n')
+    altgrad.run(file)
+    for wrong in (["--set", 'data.path="nowhere"'], ["--device", "cuda:99"], ["--device", "tpu"]):
+        done = altgrad_cli("run", file, "--fresh", *wrong)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert "nowhere" in done.stderr or "--device" in done.stderr
+        assert altgrad.load_run(tmp_path / "runs" / "small" / "r").status == "done"
+    assert not (tmp_path / "runs" / "small" / ".old").exists()
+
+
+def test_checkpoints_without_a_configuration_are_not_gone_on_from(
+    make_experiment: MakeExperiment, tmp_path: Path
+) -> None:
+    file = make_experiment('[[run]]\nname = "r"\nrecipe = "bf16"\n')
+    altgrad.run(file)
+    folder = tmp_path / "runs" / "small" / "r"
+    (folder / "run.toml").unlink()
+    (folder / "events.jsonl").write_text("")
+    done = altgrad_cli("run", file)
+    assert done.returncode == 2
+    assert "no run.toml" in done.stderr
+    assert "--fresh" in done.stderr
+    assert altgrad_cli("run", file, "--fresh").returncode == 0
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(make_experiment: MakeExperiment) -> None:
+    file = make_experiment('[[run]]\nname = "r"\nrecipe = "e5m3x"\n')
+    for arguments in (("--debug", "run", file), ("run", file, "--debug")):
+        done = altgrad_cli(*arguments)
+        assert "Traceback" in done.stderr
+        assert "e5m3x" in done.stderr
+
+
 def test_same_config_twice_and_two_jobs_give_the_same_bits(make_experiment: MakeExperiment, tmp_path: Path) -> None:
     file = make_experiment(RUNS, launcher="process", dropout=0.1)
     one = altgrad_cli("run", file, "--runs", "one")

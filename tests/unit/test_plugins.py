@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -205,3 +206,42 @@ def test_what_is_unknown_names_the_nearest_and_the_plugins_that_did_not_load() -
         "Unknown sink 'goood'. Did you mean 'good'? Known: good. "
         "Plugins that did not load: wandb (broken: ImportError: no CUDA)."
     )
+
+
+def _installed(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, files: dict[str, str]) -> Any:
+    """Lay a package down and return an entry point to it, as pip would."""
+    for path, text in files.items():
+        (folder / name / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name / path).write_text(text)
+    monkeypatch.syspath_prepend(folder)
+    return importlib.metadata.EntryPoint(name="mine", value=name, group="altgrad")
+
+
+_HOOKS = """
+from altgrad_core import FloatFormat, hookimpl
+
+@hookimpl
+def altgrad_register_formats(register):
+    register(FloatFormat(name="myfp8", exponent_bits=4, mantissa_bits=3, specials="fn"))
+"""
+
+
+@pytest.mark.parametrize(
+    "files",
+    [{"__init__.py": _HOOKS}, {"__init__.py": "", "plugin.py": _HOOKS}],
+    ids=["hooks in the package", "hooks in its module plugin"],
+)
+def test_an_entry_point_to_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]) -> None:
+    name = f"altgrad_mine_{len(files)}"
+    (row,) = load_plugins(modules=[], entry_points=[_installed(tmp_path, monkeypatch, name, files)], disabled=[]).rows
+    assert (row.status, row.offers) == ("ok", {"format": ["myfp8"]})
+
+
+def test_a_plugin_that_registers_nothing_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unmarked = _HOOKS.replace("@hookimpl\n", "")
+    entry = _installed(tmp_path, monkeypatch, "altgrad_unmarked", {"__init__.py": unmarked})
+    plugins = load_plugins(modules=[], entry_points=[entry], disabled=[])
+    (row,) = plugins.rows
+    assert row.status == "broken"
+    assert "@hookimpl" in row.reason
+    assert "@hookimpl" in plugins.hint()

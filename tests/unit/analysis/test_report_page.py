@@ -17,7 +17,7 @@ from altgrad_core.analysis.report import write_report
 from altgrad_core.analysis.runs import load_run
 from altgrad_core.analysis.series import Series, layers_by_step, smoothing_width
 from altgrad_core.analysis.settings import recipe_rows
-from altgrad_core.errors import AltgradError
+from altgrad_core.errors import AltgradError, RunFailed
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "col"}
 OVER_STEPS = [
@@ -196,7 +196,7 @@ def test_a_failed_write_leaves_the_old_report(folder: Path, page: Page, monkeypa
 
     monkeypatch.setattr(Path, "replace", fail)
     before = (folder / "report.html").read_bytes()
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RunFailed, match="disk full"):
         write_report(folder)
     assert (folder / "report.html").read_bytes() == before
     assert [path.name for path in folder.iterdir() if path.is_file()] == ["report.html"]

@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 import math
 
-from altgrad_core.experiments.schema import AlertConfig
 from altgrad_core.training.alerts import AlertWatch
+from altgrad_core.training.config import AlertConfig
 
 
 def test_first_nan_saves_and_patience_stops() -> None:
@@ -20,7 +20,8 @@ def test_a_finite_step_starts_the_count_again() -> None:
     assert first.action == "checkpoint"
     assert "gradient norm is inf" in first.message
     watch.check_finite(1.0, 1.0)
-    assert watch.check_finite(1.0, math.nan).action == "checkpoint"
+    assert watch.check_finite(1.0, math.nan).action == "log", "one anomaly checkpoint a run, not one a spike"
+    assert watch.check_finite(1.0, math.nan).action == "stop"
 
 
 def test_patience_of_one_stops_at_once() -> None:

@@ -28,12 +28,17 @@ def state(step: int) -> dict[str, object]:
             "optimizer": {"state": {0: {"exp_avg": weight * 2}}, "lr": 0.1}, "step": step}  # fmt: skip
 
 
+def save(checkpoints: Checkpoints, step: int, best: int | None = None) -> None:
+    checkpoints.save(step, state(step))
+    checkpoints.point(latest=checkpoints.name(step), best=None if best is None else checkpoints.name(best))
+
+
 def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
 def test_round_trip(checkpoints: Checkpoints) -> None:
-    checkpoints.save(7, state(7))
+    save(checkpoints, 7)
     name, back = checkpoints.load_newest()
     assert name == "step-000007"
     assert torch.equal(back["model"]["w"], torch.full((4, 4), 7.0))
@@ -46,7 +51,7 @@ def test_round_trip(checkpoints: Checkpoints) -> None:
 def test_rotation_keeps_newest_best_and_anomalies(checkpoints: Checkpoints, tmp_path: Path) -> None:
     checkpoints.save_anomaly(1, state(1))
     for step in range(1, 6):
-        checkpoints.save(step, state(step), best=step == 2)
+        save(checkpoints, step, best=2 if step > 1 else None)
     assert files(tmp_path / "checkpoints") == [
         "anomaly-000001", "best", "latest", "step-000002", "step-000004", "step-000005",
     ]  # fmt: skip
@@ -79,8 +84,8 @@ def old_schema(path: Path) -> None:
 def test_a_damaged_newest_one_is_named_and_passed_over(
     checkpoints: Checkpoints, tmp_path: Path, warnings: list[str], file: str, damage: object
 ) -> None:
-    checkpoints.save(1, state(1))
-    checkpoints.save(2, state(2))
+    save(checkpoints, 1)
+    save(checkpoints, 2)
     damage(tmp_path / "checkpoints" / "step-000002" / file)
     name, _ = checkpoints.load_newest()
     if file == "manifest.json" and damage is flip and not warnings:
@@ -90,7 +95,7 @@ def test_a_damaged_newest_one_is_named_and_passed_over(
 
 
 def test_all_damaged_is_an_error(checkpoints: Checkpoints, tmp_path: Path) -> None:
-    checkpoints.save(1, state(1))
+    save(checkpoints, 1)
     truncate(tmp_path / "checkpoints" / "step-000001" / "state.json")
     with pytest.raises(DamagedCheckpoint, match="--fresh"):
         checkpoints.load_newest()
@@ -101,7 +106,7 @@ def test_a_pickle_in_place_of_tensors_is_refused(checkpoints: Checkpoints, tmp_p
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return (Path.touch, (tmp_path / "boom",))
 
-    checkpoints.save(1, state(1))
+    save(checkpoints, 1)
     (tmp_path / "checkpoints" / "step-000001" / "model.safetensors").write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(DamagedCheckpoint):
         checkpoints.load_newest()
@@ -111,7 +116,7 @@ def test_a_pickle_in_place_of_tensors_is_refused(checkpoints: Checkpoints, tmp_p
 def test_a_save_that_fails_leaves_the_earlier_ones(
     checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoints.save(1, state(1))
+    save(checkpoints, 1)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -120,7 +125,7 @@ def test_a_save_that_fails_leaves_the_earlier_ones(
     with pytest.raises(
         RunFailed, match=r"step-000002.*No space left.*Earlier checkpoints are untouched.*--retry-failed"
     ):
-        checkpoints.save(2, state(2))
+        save(checkpoints, 2)
     assert files(tmp_path / "checkpoints") == ["latest", "step-000001"]
     assert checkpoints.load_newest()[0] == "step-000001"
 
@@ -133,6 +138,17 @@ def test_a_delete_that_fails_is_a_warning(
 
     monkeypatch.setattr(checkpoints.backend, "delete", refuse)
     for step in (1, 2, 3):
-        checkpoints.save(step, state(step))
+        save(checkpoints, step)
     assert "step-000001" in warnings[0]
     assert checkpoints.load_newest()[0] == "step-000003"
+
+
+def test_pointers_are_put_right_after_a_crash(checkpoints: Checkpoints) -> None:
+    """The process died between saving and pointing: the state knows which one is the best."""
+    save(checkpoints, 1, best=1)
+    checkpoints.save(2, state(2))
+    checkpoints.point(latest="step-000002", best="step-000002")
+    assert checkpoints.backend.pointed("latest") == "step-000002"
+    assert checkpoints.backend.pointed("best") == "step-000002"
+    checkpoints.point(latest="step-000002", best="step-000777")
+    assert checkpoints.backend.pointed("best") == "step-000002", "a checkpoint that is gone is not pointed to"

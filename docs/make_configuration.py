@@ -1,0 +1,114 @@
+"""Write ``docs/configuration.md`` from the classes that check ``experiments.toml``: ``python docs/make_configuration.py``."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from pathlib import Path
+
+import attrs
+
+from altgrad_core.experiments.runfile import DEFAULTS
+from altgrad_core.experiments.schema import RunConfig
+from altgrad_core.plugins import Choice, NoOptions, installed
+from altgrad_core.recipes.recipe import OperandCast, Override, Recipe
+from altgrad_core.training.config import AlertConfig, CheckpointConfig, TrainConfig
+
+HEAD = """# Every key of experiments.toml
+
+Made by `docs/make_configuration.py` from the classes that check the file. `[defaults]` holds what every run starts from; a
+`[[run]]` says what is different; a `matrix` in it makes one run a combination, in file order, and its keys may be dotted. A run's
+`name` may hold `{key}` for the value of a matrix key (its last part or all of it). `--set key=value` overrides a key in every run,
+`--set RUN:key=value` in one; the value is TOML, so a text needs quotes of its own: `--set 'data.path="texts"'`. Where a plugin is chosen,
+its name alone stands for a table with that `kind` and default options: `optimizer = "adamw"`, `scaling = "delayed"`.
+
+Probes that are not named run with their defaults; `shadow = false` switches one off. Every `[[sink]]` table adds a receiver of the metrics
+to all runs.
+"""
+
+RECIPES = """A recipe is a name (`bf16`, `fp32`, `hybrid`, any format: all three operands in it) or a table. `base = "e5m2"` starts from a named
+recipe and changes what the table says; `scaling`, `rounding` and `saturation` in the table hold for every operand that does not say
+otherwise itself; an operand is the name of a format or a table of its own.
+"""
+
+
+_OPTIONAL = {(RunConfig, "train"), (RunConfig, "checkpoint"), (Recipe, "name")}
+
+
+def fields(cls: type) -> dict[str, str]:
+    """Return attribute name -> its docstring, the string under the field."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
+    found = {}
+    for field, after in zip(body, body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            found[field.target.id] = " ".join(str(after.value.value).split()).replace("``", "`").replace("|", "\\|")
+    return found
+
+
+def default_of(cls: type, field: attrs.Attribute) -> str:
+    """Return a default as TOML would write it."""
+    value = field.default
+    if value is attrs.NOTHING:
+        made = {(RunConfig, "recipe"): "bf16", (OperandCast, "scaling"): "current"} | {
+            (owner, key): DEFAULTS[key] for owner in (RunConfig, TrainConfig, CheckpointConfig) for key in DEFAULTS
+        }
+        if (cls, field.name) in made:
+            return f'`"{made[cls, field.name]}"`'
+        return "" if (cls, field.name) in _OPTIONAL else "needed"
+    if isinstance(value, attrs.Factory) or value is None or isinstance(value, tuple):
+        return ""
+    if isinstance(value, Choice):
+        return f'`"{value.kind}"`'
+    text = str(value).lower() if isinstance(value, bool) else (f'"{value}"' if isinstance(value, str) else str(value))
+    return f"`{text}`"
+
+
+def table(cls: type, skip: tuple[str, ...] = ()) -> str:
+    """Return the keys of a class as a table."""
+    docs = fields(cls)
+    lines = ["| key | default | meaning |", "| --- | --- | --- |"]
+    for field in attrs.fields(cls):
+        if field.init and field.name not in skip:
+            lines.append(f"| `{field.name}` | {default_of(cls, field)} | {docs[field.name]} |")
+    return "\n".join(lines)
+
+
+def plugin_tables(kind: str) -> str:
+    """Return one table for each implementation of a kind."""
+    parts = []
+    for name in installed().names(kind):
+        extension = installed().get(kind, name)
+        if not extension.plugin.startswith("altgrad_"):
+            continue
+        said = f"`{name}`: {' '.join((inspect.getdoc(extension.value) or '').split()).replace('``', '`')}"
+        parts.append(said if extension.options is NoOptions else f"{said}\n\n{table(extension.options)}")
+    return "\n\n".join(parts)
+
+
+def page() -> str:
+    """Return the whole page."""
+    sections = [
+        HEAD.rstrip(),
+        "## `[experiment]`\n\n| key | default | meaning |\n| --- | --- | --- |\n| `name` | needed | Folder under `runs/`. |",
+        f"## `[defaults]` and `[[run]]`\n\n{table(RunConfig, skip=('experiment', 'sinks', 'name'))}",
+        f"## `train`\n\n{table(TrainConfig)}",
+        f"### `train.optimizer`\n\n{plugin_tables('optimizer')}",
+        f"## `checkpoint`\n\n{table(CheckpointConfig)}",
+        f"### `checkpoint.backend`\n\n{plugin_tables('checkpoint')}",
+        f"## `alerts`\n\n{table(AlertConfig)}",
+        f"## `recipe`\n\n{RECIPES}\n{table(Recipe)}",
+        f"### An operand\n\n{table(OperandCast)}",
+        f"### `scaling`\n\n{plugin_tables('scaling')}",
+        f"### An override\n\n{table(Override)}",
+        f"## `model`\n\n{plugin_tables('model')}",
+        f"## `data`\n\n{plugin_tables('dataset')}",
+        f"## `probes`\n\n{plugin_tables('probe')}",
+        f"## `[[sink]]`\n\n{plugin_tables('sink')}",
+        f"## `launcher`\n\n{plugin_tables('launcher')}",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("configuration.md").write_text(page(), encoding="utf-8")
