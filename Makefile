@@ -3,37 +3,47 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install -q
 
 .PHONY: run test test-all lint docs bench clean
 
-run: $(STAMP)
+run: $(VENV)/.installed
 	$(BIN)/altgrad run experiments.toml
+	@echo "altgrad is $(BIN)/altgrad; 'source $(BIN)/activate' puts it on your path"
 
-test: $(STAMP)
+test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
-test-all: $(STAMP) lint
+test-all: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest -m "slow or not slow"
 
-lint: $(STAMP)
+lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(STAMP)
+docs: $(VENV)/.installed-dev
+	$(BIN)/python docs/make_configuration.py
 	$(BIN)/python -m pytest tests/docs
 
-bench: $(STAMP)
+bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/quantize.py
 	$(BIN)/python benchmarks/step.py
 
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "AltGrad needs Python 3.11 or newer; choose one with: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
 # torch first and exactly (constraints.txt): a range would fetch a CUDA build of several gigabytes.
-$(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -r constraints.txt
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
-	touch $@
+$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) -r constraints.txt
+	$(PIP) -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) -c constraints.txt -e ".[dev]"
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist

@@ -155,7 +155,8 @@ def _step_figures(named: Sequence[Named], comparison: Comparison) -> list[Figure
         ),
         _over_steps(
             named, "bit_stall_rate", "bit-stall", "Bit stall", "% of weights", factor=100,
-            caption="Weights with a gradient whose value, as the matrix product reads it, the step leaves unchanged.",
+            caption="Weights with a gradient whose value, as the matrix product reads it, the step leaves unchanged. Where "
+            "FP32 master weights are kept, small updates still add up there until the value moves.",
         ),
     ]  # fmt: skip
     return [figure for figure in figures if figure is not None]
@@ -232,19 +233,11 @@ def _legend(series: Sequence[Series], looks: Sequence[Style]) -> list[tuple[str,
 
 
 def _layer_figures(named: Sequence[Named]) -> list[Figure]:
-    figures = []
-    cosines = _layers(named, "grad_cos_sim")
-    low = min((value for layers in cosines for value in _finite(layers)), default=0.0)
-    for index, layers in enumerate(cosines):
-        drawing = heatmap(
-            layers,
-            label="cosine similarity",
-            low=min(low, 0.999),
-            high=1,
-            logarithmic=False,
-            salt=f"cosine-layers-{index}",
-        )
-        figures.append(_layer_figure(f"gradient-cosine-layers-{index}", "gradient against FP32", layers, drawing, ""))
+    figures = [
+        *_heatmaps(named, "grad_cos_sim", "gradient-cosine", "gradient against FP32", "cosine similarity", high=1.0),
+        *_heatmaps(named, "bit_stall_rate", "bit-stall", "bit stall", "% of weights", factor=100, high=100.0),
+        *_heatmaps(named, "sqnr_db", "sqnr", "signal to quantization noise", "dB"),
+    ]
     watched = {layers.label: len(layers.rows) for layers in _layers(named, "overflow_rate")}
     overflows = [layers.above_zero() for layers in _layers(named, "overflow_rate")]
     overflows = [layers for layers in overflows if layers.rows]
@@ -260,6 +253,23 @@ def _layer_figures(named: Sequence[Named]) -> list[Figure]:
         rest = watched[layers.label] - len(layers.rows)
         blank = f"Empty: no overflow, as in the {rest} other casts at every step. " if rest else "Empty: no overflow. "
         figures.append(_layer_figure(f"overflow-layers-{index}", "overflow", layers, drawing, blank))
+    return figures
+
+
+def _heatmaps(
+    named: Sequence[Named], metric: str, key: str, what: str, label: str, *, factor: float = 1.0, high: float | None = None
+) -> list[Figure]:  # fmt: skip
+    """Return a heatmap for each run that has the metric, all on one linear scale."""
+    found = _layers(named, metric)
+    found = [attrs.evolve(layers, values=[[factor * v for v in row] for row in layers.values]) for layers in found]
+    values = [value for layers in found for value in _finite(layers)]
+    top = max(values, default=1.0) if high is None else high
+    low = min([*values, top - 0.001 * abs(top)])
+    figures = []
+    for index, layers in enumerate(found):
+        salt = f"{key}-layers-{index}"
+        drawing = heatmap(layers, label=label, low=low, high=top, logarithmic=False, salt=salt)
+        figures.append(_layer_figure(salt, what, layers, drawing, ""))
     return figures
 
 

@@ -95,7 +95,7 @@ def rows(text: str) -> list[list[str]]:
 
 
 def test_all_figures_are_there(page: Page) -> None:
-    layers = [f"{kind}-layers-{index}" for kind in ("gradient-cosine", "overflow") for index in (0, 1)]
+    layers = [f"{kind}-layers-{index}" for kind in ("gradient-cosine", "bit-stall", "overflow") for index in (0, 1)]
     assert page.figures == OVER_STEPS + layers
     assert set(page.files) == {f"{key}.csv" for key in page.figures}
 
@@ -120,7 +120,7 @@ def test_ids_are_unique_and_references_resolve(folder: Path, page: Page) -> None
 def test_figures_take_their_colours_from_the_page(folder: Path) -> None:
     text = (folder / "report.html").read_text(encoding="utf-8")
     drawings = re.findall(r'<div class="drawing".*?</div>', text, flags=re.DOTALL)
-    assert len(drawings) == 12
+    assert len(drawings) == 14
     for drawing in drawings:
         assert "currentColor" in drawing
         assert re.findall(r"#0(?:10203|10204|10205|a0b\d\d)", drawing) == []  # no placeholder is left
