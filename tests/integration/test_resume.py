@@ -125,7 +125,7 @@ def test_a_second_altgrad_run_is_told_who_holds_the_folder(make_experiment: Make
     file = make_experiment('[[run]]\nname = "r"\nrecipe = "e5m2"\ntrain = { steps = 500 }\n', launcher="process")
     first = altgrad_run(file, "runs")
     events = tmp_path / "runs" / "small" / "r" / "events.jsonl"
-    (running,) = [e for e in wait_for(events, '"status": "running"') if e.get("status") == "running"]
+    wait_for(events, '"status": "running"')
     second = altgrad_run(file, "runs")
     said, _ = second.communicate(timeout=60)
     assert second.returncode == 2
@@ -139,8 +139,6 @@ def test_a_second_altgrad_run_is_told_who_holds_the_folder(make_experiment: Make
     run = altgrad.load_run(events.parent)
     assert run.status == "interrupted"
     assert run.checkpoints[-1]["step"] == run.metrics("train/loss")[0][-1]
-    with pytest.raises(ProcessLookupError):
-        os.kill(running["pid"], 0)
 
 
 def test_a_signal_to_every_process_at_once_loses_nothing(make_experiment: MakeExperiment, tmp_path: Path) -> None:
