@@ -29,6 +29,7 @@ def train_run(folder: RunFolder, device_name: str, log: EventLog, stop_requested
     """Train the run in ``folder`` to its end, or until ``stop_requested``, and return how it ended."""
     config = load_run(folder.config)
     device = choose_device(device_name)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuBLAS needs a workspace of fixed size
     torch.use_deterministic_algorithms(True)
     facts = environment(device)
 

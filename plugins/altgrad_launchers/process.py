@@ -9,8 +9,6 @@ import sys
 from altgrad_core.experiments.folder import RunFolder
 
 WORKER_ENVIRONMENT = {
-    # Deterministic cuBLAS needs a fixed workspace.
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     # glibc hands blocks of 32 MiB and more back to the system at once, so every large tensor costs page faults; keeping
     # them took a BF16 step of a 30 M parameter GPT on 2 CPU cores from 2.3 to 1.8 s, for a higher peak of memory.
     "MALLOC_MMAP_MAX_": "0",

@@ -40,7 +40,7 @@ class DelayedOptions:
     """``scaling = { kind = "delayed", ... }``: from the largest magnitudes of the tensors cast before."""
 
     history: int = attrs.field(default=16, validator=[attrs.validators.ge(1), attrs.validators.le(65536)])
-    """How many earlier tensors are remembered."""
+    """How many earlier tensors are remembered; every micro-batch shows one."""
     algorithm: Literal["max", "most_recent"] = attrs.field(
         default="max", validator=attrs.validators.in_(("max", "most_recent"))
     )
