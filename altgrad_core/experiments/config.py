@@ -22,6 +22,7 @@ from altgrad_core.experiments.schema import Experiment, RunConfig
 from altgrad_core.plugins import Choice, Plugins, installed
 from altgrad_core.spelling import KeyPath, key_text, shown
 from altgrad_core.structure import Collector, StructureError
+from altgrad_core.training.config import TrainConfig
 
 __all__ = ["difference", "dump_run", "load_experiment", "load_run"]
 
@@ -129,6 +130,13 @@ class _Report:
         return key_text(path)
 
 
+def _unknown(key: str | int, known: Sequence[str]) -> str:
+    """Return the sentence for an unknown key, which may be one of ``[train]`` in the wrong place."""
+    if "train" in known and key in attrs.fields_dict(TrainConfig):
+        return f"Unknown key '{key}'. It belongs under train: train.{key}."
+    return unknown("key", str(key), known)
+
+
 @attrs.frozen
 class _Override:
     text: str
@@ -145,7 +153,7 @@ def _parse_override(text: str, report: _Report) -> _Override | None:
         report.setting(text, "expected KEY=VALUE or RUN:KEY=VALUE, such as train.steps=50")
         return None
     if path[0] not in SET_KEYS:
-        report.setting(text, unknown("key", path[0], SET_KEYS))
+        report.setting(text, _unknown(path[0], SET_KEYS))
         return None
     try:
         table = tomli.loads(f"value = {right.strip()}")
@@ -263,7 +271,7 @@ class _Loader:
                 check_folder_name(cell.name)
             for setting in cell.settings:
                 if setting.path[0] not in SET_KEYS:
-                    collector.add(setting.written, unknown("key", str(setting.path[0]), SET_KEYS))
+                    collector.add(setting.written, _unknown(str(setting.path[0]), SET_KEYS))
         for problem in collector.problems:
             self._add((*where, *problem.path), problem.message)
         return [] if collector.problems else cells
@@ -284,7 +292,7 @@ class _Loader:
     def _known_keys(self, path: KeyPath, table: Mapping[str, Any], known: Sequence[str]) -> None:
         for key in table:
             if key not in known:
-                self._add((*path, key), unknown("key", key, known))
+                self._add((*path, key), _unknown(key, known))
 
     def _table(self, path: KeyPath, value: Any) -> Mapping[str, Any]:
         if isinstance(value, Mapping):

@@ -87,9 +87,11 @@ class _Resolver:
             format = self._format(name)
         except AltgradError as error:
             recipes = self.plugins.names("recipe")
-            raise AltgradError(
-                f"{error} Nor is it a recipe.{nearest(name, recipes)} Recipes: {', '.join(recipes) or 'none'}."
-            ) from error
+            if near := nearest(name, recipes):
+                raise AltgradError(
+                    f"Unknown recipe '{name}'.{near} Recipes: {', '.join(recipes)}; any format is a recipe, too."
+                ) from error
+            raise AltgradError(f"{error} Nor is it a recipe. Recipes: {', '.join(recipes) or 'none'}.") from error
         cast = OperandCast(format=format, scaling=self._default_scaling(format))
         return Recipe(name=format, input=cast, weight=cast, grad_output=cast, compute=compute)
 

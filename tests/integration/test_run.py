@@ -156,6 +156,7 @@ def test_one_failed_run_leaves_the_others_going(make_experiment: MakeExperiment,
     ("setting", "text"),
     [
         ("train.stepz=3", "Did you mean 'steps'"),
+        ("steps=3", "It belongs under train: train.steps"),
         ('train.steps="12"', "train.steps"),
         ("train.steps=12.7", "train.steps"),
         ('recipe="e5m3x"', "e5m3x"),

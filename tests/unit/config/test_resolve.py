@@ -154,7 +154,9 @@ def test_errors(plugins: Plugins, spec: Any, message: str) -> None:
 
 
 def test_an_unknown_name_is_neither_format_nor_recipe(plugins: Plugins) -> None:
-    with pytest.raises(AltgradError, match=r"Unknown format 'hybird'.* Nor is it a recipe. Did you mean 'hybrid'"):
+    with pytest.raises(AltgradError, match=r"^Unknown recipe 'hybird'\. Did you mean 'hybrid'\?"):
         resolve_recipe("hybird", plugins=plugins)
+    with pytest.raises(AltgradError, match=r"^Unknown format 'posit8'.* Nor is it a recipe\."):
+        resolve_recipe("posit8", plugins=plugins)
     with pytest.raises(AltgradError, match=r"^input: Unknown format 'e5n2'"):
         resolve_recipe({"input": "e5n2"}, plugins=plugins)
