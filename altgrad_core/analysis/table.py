@@ -163,11 +163,12 @@ def _legend(comparison: Comparison, dropped: list[str], empty: list[str]) -> lis
     meanings = {column.header: column.meaning for column in COLUMNS}
     lines = []
     if comparison.baseline is not None:
-        lines.append(f"* baseline. diff: {meanings['diff']}.")
-    if "cosine" not in (*dropped, *empty):
-        lines.append(f"cosine: {meanings['cosine']}.")
+        lines.append("* the baseline.")
+    if shown := [header for header in ("loss", "diff", "cosine") if header not in (*dropped, *empty)]:
+        lines.append(" ".join(f"{header}: {meanings[header]}." for header in shown))
     if dropped:
-        lines.append(f"Left out at this width: {', '.join(h for h in meanings if h in dropped)} (--json has all).")
+        left_out = ", ".join(header for header in meanings if header in dropped)
+        lines.append(f"Left out at this width: {left_out} (altgrad compare --json has all).")
     if empty:
         lines.append(f"Not measured: {', '.join(empty)}.")
     return [*lines, *comparison.notes]
