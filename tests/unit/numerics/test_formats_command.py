@@ -9,7 +9,7 @@ from altgrad_core.errors import AltgradError
 from altgrad_core.numerics import format_names
 
 
-@pytest.mark.parametrize("width", [50, 80, 140])
+@pytest.mark.parametrize("width", [50, 80, 140, 160])
 def test_the_table_names_every_format_at_any_width(
     width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -22,7 +22,7 @@ def test_the_table_names_every_format_at_any_width(
     assert [name for name in format_names() if name not in words] == []
     assert "57344" in words
     assert ("8/7" in words) == (width > 50)
-    assert ("OFP8" in printed) == (width > 80)
+    assert ("OFP8" in printed) == (width > 140)
     assert "…" not in printed
 
 
