@@ -22,6 +22,7 @@ class RunProgress:
     values: dict[str, float] = attrs.field(factory=dict)
     activity: str = "starting"
     _started: float = attrs.field(factory=time.monotonic)
+    _ended: float | None = None
     _seen: int = 0
     _first: tuple[int, float] | None = None
     _last: tuple[int, float] | None = None
@@ -33,6 +34,7 @@ class RunProgress:
                 self.steps = event["facts"]["steps"]
             case "status":
                 self.activity = event["status"]
+                self._ended = None if self.activity == "running" else time.monotonic()
                 self.step = event.get("step", self.step)
             case "evaluation":
                 self.activity = "evaluating" if event["state"] == "begin" else "running"
@@ -47,8 +49,8 @@ class RunProgress:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the screen began to follow the run."""
-        return time.monotonic() - self._started
+        """Seconds that the screen has followed the run."""
+        return (self._ended or time.monotonic()) - self._started
 
     @property
     def eta_s(self) -> float | None:
