@@ -6,6 +6,8 @@ each marked with ``altgrad_core.hookimpl``. Third parties announce it as an entr
     [project.entry-points.altgrad]
     myfp8 = "altgrad_format_myfp8"
 
+(docs/plugins.md goes from nothing to a training with a format and a probe.)
+
 A plugin imports nothing heavy at module top: ``build`` functions import torch inside. Every hook hands over a
 ``register`` function; what is registered is checked at the call, so that an error names the plugin.
 

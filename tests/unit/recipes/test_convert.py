@@ -246,3 +246,12 @@ def test_recipes_without_casts_leave_the_model_alone() -> None:
 def test_an_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(AltgradError, match="hybrid"):
         altgrad.convert(nn.Linear(4, 4), "hybird")
+
+
+def test_gradients_of_gradients_are_refused() -> None:
+    layer, x, _ = pair()
+    altgrad.convert(layer, "e5m2")
+    x.requires_grad_()
+    (grad,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
