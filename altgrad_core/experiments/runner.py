@@ -24,7 +24,7 @@ from altgrad_core.experiments.folder import RunFolder, hold, write_whole
 from altgrad_core.experiments.launch import Launcher, Worker
 from altgrad_core.experiments.plan import open_data
 from altgrad_core.experiments.schema import Experiment, RunConfig, Status
-from altgrad_core.experiments.worker import STOPPING
+from altgrad_core.experiments.worker import stopping_signals
 from altgrad_core.plugins import installed
 from altgrad_core.training.data import Workspace
 from altgrad_core.training.events import Event
@@ -254,7 +254,7 @@ def _forwarding(crew: _Crew) -> Iterator[None]:
         for running in crew.running:
             running.worker.interrupt(signal.SIGKILL if again else number)
 
-    before: dict[int, Any] = {number: signal.signal(number, receive) for number in STOPPING}
+    before: dict[int, Any] = {number: signal.signal(number, receive) for number in stopping_signals()}
     try:
         yield
     finally:

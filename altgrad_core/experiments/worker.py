@@ -19,8 +19,11 @@ from altgrad_core.errors import AltgradError, RunFailed
 from altgrad_core.experiments.eventlog import EventLog
 from altgrad_core.experiments.folder import RunFolder, hold
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals that mean: save a checkpoint and end."""
+
+def stopping_signals() -> list[signal.Signals]:
+    """Return the signals that mean: save a checkpoint and end. SIGHUP is left alone under ``nohup``, which ignores it."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hangup]
 
 
 class Received:
@@ -81,7 +84,7 @@ def execute(folder: RunFolder, device_name: str, parent: int | None = None) -> i
 def _signals(parent: int | None) -> Iterator[Received]:
     """Collect signals instead of dying: schedulers send SIGTERM to every process, and ``altgrad run`` sends it on."""
     received = Received(parent)
-    before = {number: signal.signal(number, received.receive) for number in STOPPING}
+    before = {number: signal.signal(number, received.receive) for number in stopping_signals()}
     try:
         yield received
     finally:

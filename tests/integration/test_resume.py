@@ -227,3 +227,22 @@ def test_another_environment_is_said_and_kept(make_experiment: MakeExperiment, t
     assert second.returncode == 0, said
     assert f"cpu_threads: 77 -> {facts['cpu_threads']}" in said
     assert json.loads((folder / "env.json").read_text())["earlier"][0]["cpu_threads"] == 77
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_closed_terminal_stops_a_run_unless_nohup_says_otherwise(
+    make_experiment: MakeExperiment, tmp_path: Path, nohup: bool
+) -> None:
+    file = make_experiment('[[run]]\nname = "r"\nrecipe = "bf16"\ntrain = { steps = 60 }\n', launcher="process")
+    command = [sys.executable, "-m", "altgrad_core.cli", "run", str(file), "--runs", "runs"]
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
+    try:
+        first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    events = tmp_path / "runs" / "small" / "r" / "events.jsonl"
+    wait_for(events, '"step": 3, ')
+    first.send_signal(signal.SIGHUP)
+    said, _ = first.communicate(timeout=60)
+    assert first.returncode == (0 if nohup else 128 + signal.SIGHUP), said
+    assert altgrad.load_run(events.parent).status == ("done" if nohup else "interrupted")
