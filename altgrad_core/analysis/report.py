@@ -29,7 +29,7 @@ from altgrad_core.analysis.series import (
 )
 from altgrad_core.analysis.settings import recipe_rows, side_by_side, without
 from altgrad_core.analysis.table import COLUMNS, MISSING
-from altgrad_core.experiments.folder import write_whole
+from altgrad_core.files import write_whole
 
 REPORT = "report.html"
 _MOST_ALERTS = 100

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from altgrad_core.errors import AltgradError
-from altgrad_core.experiments.folder import write_whole
+from altgrad_core.files import write_whole
 
 _PACKAGES = ("altgrad", "torch", "numpy", "tiktoken", "safetensors", "attrs", "cattrs", "pluggy")
 

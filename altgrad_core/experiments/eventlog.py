@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from altgrad_core.errors import RunFailed
+from altgrad_core.files import write_whole
 from altgrad_core.training.events import Event, MetricSink
 
 
@@ -67,7 +68,7 @@ class EventLog:
             if name in self._states:
                 self._guarded(name, methodcaller("load_state_dict", self._states[name]))
         if not first_states.exists():
-            first_states.write_text(json.dumps(self.state_dict()))
+            write_whole(first_states, json.dumps(self.state_dict()))
         waiting, self._waiting = self._waiting or [], None
         for event in waiting:
             self._forward(event)

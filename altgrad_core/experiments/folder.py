@@ -12,13 +12,13 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from altgrad_core.errors import AltgradError, RunFailed
+from altgrad_core.errors import AltgradError
 from altgrad_core.experiments.schema import Status
 
 _PATIENCE_S = 1.0
@@ -125,17 +125,3 @@ def last_status(events: Path) -> dict[str, Any] | None:
                     if event.get("event") == "status":
                         last = event
     return last
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file that is there whole or not at all; a full or read-only disk is a ``RunFailed``."""
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise RunFailed(
-            f"Could not write {path}: {error}. Make room or make the folder writable; nothing that was there is lost."
-        ) from error

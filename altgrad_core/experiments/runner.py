@@ -20,11 +20,12 @@ import attrs
 from altgrad_core.errors import AltgradError, unknown
 from altgrad_core.experiments.config import difference, dump_run, load_run
 from altgrad_core.experiments.eventlog import EventTail
-from altgrad_core.experiments.folder import RunFolder, hold, write_whole
+from altgrad_core.experiments.folder import RunFolder, hold
 from altgrad_core.experiments.launch import Launcher, Worker
 from altgrad_core.experiments.plan import open_data
 from altgrad_core.experiments.schema import Experiment, RunConfig, Status
 from altgrad_core.experiments.worker import stopping_signals
+from altgrad_core.files import write_whole
 from altgrad_core.plugins import installed
 from altgrad_core.training.data import Workspace
 from altgrad_core.training.events import Event

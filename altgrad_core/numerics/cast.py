@@ -85,7 +85,8 @@ def cast(
         dtype: what holds q: float32, float64, or bfloat16 where ``format.fits_bfloat16``. By default bfloat16 where it
             fits, else float32.
         multiplier: a number or a 0-d tensor, rounded to float32.
-        statistics: whether to return the float64 vector of ``altgrad_core.numerics.statistics.FIELDS``.
+        statistics: whether to return the float64 vector of ``altgrad_core.numerics.statistics.FIELDS``; read it with
+            ``CastStatistics.from_values(vector.tolist())``.
 
     Never waits for an accelerator. A scale given as a tensor, or to the compiler, is not checked: one that is zero,
     negative or NaN gives values that mean nothing. Raises ``AltgradError`` as ``quantize``, and for a dtype that cannot

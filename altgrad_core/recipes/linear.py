@@ -124,10 +124,10 @@ def _split(scale: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scaled(product: Tensor, *factors: Tensor | None) -> Tensor:
-    """Return the product of a GEMM times the factors of its operands, in FP32 when there are any."""
+    """Return the product of a GEMM times the factors of its operands, in FP32 at least when there are any."""
     for factor in factors:
         if factor is not None:
-            product = product.float() * factor
+            product = product.to(torch.promote_types(product.dtype, torch.float32)) * factor
     return product
 
 

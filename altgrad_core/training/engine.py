@@ -218,7 +218,8 @@ class Engine:
         if last or (config.eval_every and step % config.eval_every == 0):
             loss = self.evaluate()
             best = loss < self.best_loss
-            self.best_loss = min(loss, self.best_loss)
+            if best:  # not min(): a NaN would stay the best for good
+                self.best_loss = loss
         if last or best or (self.checkpoint_every and step % self.checkpoint_every == 0):
             self.save("final" if last else "best" if best else "step", best=best)
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from altgrad_core.errors import AltgradError, RunFailed
+from altgrad_core.errors import AltgradError
+from altgrad_core.files import write_whole
 from altgrad_core.training.data import FolderOccupied, TokenData, Workspace, open_tokens, write_tokens
 from altgrad_data import tokenizers
 
@@ -74,22 +73,8 @@ def content_sha256(workspace: Workspace, files: Mapping[str, Path]) -> str:
                 total.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     except OSError as error:
         raise AltgradError(f"{error.filename} could not be read: {error.strerror}.") from error
-    write_whole(remembered, total.hexdigest().encode())
+    write_whole(remembered, total.hexdigest())
     return total.hexdigest()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a small file so that other processes see all of it or nothing."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RunFailed(
-            f"Could not write {path} into the cache: {error}. Make room there, or set ALTGRAD_CACHE to another folder."
-        ) from error
 
 
 def _digest(value: Any) -> str:

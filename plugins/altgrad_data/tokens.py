@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from altgrad_core.errors import AltgradError
+from altgrad_core.files import write_whole
 from altgrad_core.training.data import META_VERSION, TokenData, Tokens, Workspace, open_tokens
-from altgrad_data.prepare import content_sha256, write_whole
+from altgrad_data.prepare import content_sha256
 
 if TYPE_CHECKING:
     from altgrad_data.plugin import TokensOptions

@@ -126,6 +126,15 @@ def test_a_float64_layer_multiplies_in_float64() -> None:
         assert torch.allclose(mine, theirs, rtol=1e-13, atol=0)
 
 
+def test_a_float64_layer_keeps_float64_under_any_scale() -> None:
+    layer, x, _ = pair(bias=False)
+    layer, x = layer.double(), x.double()
+    weight = layer.weight.detach()
+    wq = altgrad.quantize(weight, "e4m3fn", scale=float((weight.abs().max() / 448).float()))
+    altgrad.convert(layer, {"weight": "e4m3fn", "scaling": {"kind": "current", "power_of_two": False}})
+    assert torch.allclose(layer(x), x @ wq.t(), rtol=1e-13, atol=1e-15)
+
+
 def test_only_the_named_operands_are_cast() -> None:
     layer, x, g = pair(bias=False)
     wq = scaled(layer.weight.detach(), "e2m1fn")

@@ -1,0 +1,29 @@
+"""Small files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from altgrad_core.errors import RunFailed
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write ``content`` (texts as UTF-8) so that other processes, and a crash, see all of it or what was there before.
+
+    Makes the folder when it is missing. A full or read-only disk is a ``RunFailed``.
+    """
+    # A name of its own for each process: two may write the same report or cache entry at once.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise RunFailed(
+            f"Could not write {path}: {error}. Make room or make the folder writable; nothing that was there is lost. "
+            "(Runs: --runs chooses another folder; the cache: ALTGRAD_CACHE.)"
+        ) from error
