@@ -28,6 +28,10 @@ from altgrad_core.errors import AltgradError, unknown
 DEFAULT_PLUGINS = (
     "altgrad_format_ieee",
     "altgrad_format_ocp",
+    "altgrad_format_splits",
+    "altgrad_format_p3109",
+    "altgrad_format_tables",
+    "altgrad_format_blocks",
     "altgrad_scaling",
     "altgrad_recipes",
     "altgrad_gpt",

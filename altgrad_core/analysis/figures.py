@@ -78,7 +78,7 @@ def lines(
     out of the axis' top, so that a loss that falls from 5 to 2 shows the end and not the start. Steps with a value that
     is not finite are crosses at the bottom.
     """
-    with _drawing(salt):
+    with drawing(salt):
         figure, axes = _axes(_WIDTH, _HEIGHT)
         for line, look in zip(faint, looks, strict=False):
             shown = line.finite().thin()
@@ -127,7 +127,7 @@ def heatmap(layers: Layers, *, label: str, low: float, high: float, logarithmic:
     names, bands = _bands(layers.rows)
     rows = len(names)
     height = min(4.6, max(1.2, 0.085 * rows))
-    with _drawing(salt):
+    with drawing(salt):
         figure, axes = _axes(_WIDTH, height + 1.0)
         norm = (LogNorm if logarithmic else Normalize)(low, high)
         image = axes.imshow(
@@ -184,7 +184,11 @@ def _rounded(attribute: re.Match[str]) -> str:
 
 
 @contextmanager
-def _drawing(salt: str) -> Iterator[None]:
+def drawing(salt: str, *, ink: str = _TEXT, grid: str = _GRID, paper: str = "none") -> Iterator[None]:
+    """Set matplotlib to the look of all figures: by default in the colours that a page replaces.
+
+    The colours are those of text, of grid and axes, and of the ground. ``salt`` fixes the ids in an SVG.
+    """
     import matplotlib as mpl
 
     settings: dict[str, Any] = {
@@ -195,14 +199,14 @@ def _drawing(salt: str) -> Iterator[None]:
         "axes.titlesize": _FONT,
         "xtick.labelsize": 8.5,
         "ytick.labelsize": 8.5,
-        "text.color": _TEXT,
-        "axes.labelcolor": _TEXT,
-        "axes.edgecolor": _GRID,
-        "xtick.color": _GRID,
-        "ytick.color": _GRID,
-        "xtick.labelcolor": _TEXT,
-        "ytick.labelcolor": _TEXT,
-        "grid.color": _GRID,
+        "text.color": ink,
+        "axes.labelcolor": ink,
+        "axes.edgecolor": grid,
+        "xtick.color": grid,
+        "ytick.color": grid,
+        "xtick.labelcolor": ink,
+        "ytick.labelcolor": ink,
+        "grid.color": grid,
         "grid.linewidth": 0.6,
         "axes.grid": True,
         "axes.axisbelow": True,
@@ -212,9 +216,9 @@ def _drawing(salt: str) -> Iterator[None]:
         "ytick.left": False,
         "axes.formatter.useoffset": False,
         "axes.unicode_minus": True,
-        "figure.facecolor": "none",
-        "axes.facecolor": "none",
-        "savefig.facecolor": "none",
+        "figure.facecolor": paper,
+        "axes.facecolor": paper,
+        "savefig.facecolor": paper,
         "axes.xmargin": 0.01,
         "text.parse_math": False,  # a layer may be called "$x$"
     }

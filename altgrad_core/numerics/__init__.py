@@ -4,7 +4,7 @@
 path.
 """
 
-from altgrad_core.numerics.formats import FloatFormat, Format, parse_format
+from altgrad_core.numerics.formats import BlockFormat, FloatFormat, Format, TableFormat, parse_format
 from altgrad_core.numerics.registry import format_names, get_format
 
-__all__ = ["FloatFormat", "Format", "format_names", "get_format", "parse_format"]
+__all__ = ["BlockFormat", "FloatFormat", "Format", "TableFormat", "format_names", "get_format", "parse_format"]

@@ -3,9 +3,14 @@
 ``cast`` is what training uses: it returns the grid values q with x ~ scale * q, and statistics of what the cast did.
 ``quantize`` multiplies the scale back and keeps the dtype, for looking at numbers.
 
-x is multiplied by float32(1 / scale), which is exact for a power of two, in float32 (float64 for float64 input). On the
-CPU outside the compiler the work is done in chunks that stay in the cache, in reused memory; everywhere else as
-whole-tensor operations for the compiler or the device's allocator to deal with. Both do the same arithmetic.
+x is multiplied by float32(1 / scale), which is exact for a power of two, in float32 (float64 for float64 input). One
+scale serves the whole tensor or each block of it: then x counts as a matrix, its last dimension by the product of the
+others. Three ways give the same bits:
+
+    native    CPU, outside the compiler, formats that float32 arithmetic rounds exactly: one pass (``cast.cpp``)
+    chunks    likewise without a C++ compiler on the machine, nearest even: pieces that stay in the cache
+    tensors   everything else, with whole-tensor operations for the compiler or the device's allocator to deal with
+
 In compiled code pass a ``Format``, not a name: looking a name up is nothing that a compiler can trace.
 
 Results carry no gradient.
@@ -19,11 +24,16 @@ import torch
 from torch import Tensor
 
 from altgrad_core.errors import AltgradError, unknown
-from altgrad_core.numerics.formats import FloatFormat, Format
-from altgrad_core.numerics.kernel import Grid, grid_of, round_nearest_even
+from altgrad_core.numerics import native_cast
+from altgrad_core.numerics.blockwise import Block, check_block, expand
+from altgrad_core.numerics.formats import BlockFormat, FloatFormat, Format, TableFormat
+from altgrad_core.numerics.kernel import grid_of, round_nearest_even
 from altgrad_core.numerics.modes import ROUNDINGS, SATURATIONS, Rounding, Saturation
 from altgrad_core.numerics.registry import get_format
-from altgrad_core.numerics.statistics import chunk_statistics, combine, tensor_statistics
+from altgrad_core.numerics.roundings import round_to_grid
+from altgrad_core.numerics.statistics import FIELDS, chunk_statistics, combine, tensor_statistics
+from altgrad_core.numerics.stochastic import MAX_RANDOM_BITS, Draw
+from altgrad_core.numerics.stochastic import random_bits as draw_bits
 
 # Three float32 buffers of this length fit in the second-level cache; measured best among 16 Ki to 1 Mi. A chunk gives
 # each of torch's threads this much.
@@ -35,28 +45,59 @@ def quantize(
     format: str | Format,
     *,
     scale: float | Tensor = 1.0,
+    block: Block | None = None,
     rounding: Rounding = "nearest_even",
     saturation: Saturation = "finite",
+    draw: Draw | None = None,
+    random_bits: int = MAX_RANDOM_BITS,
 ) -> Tensor:
-    """Return scale * (the value of ``format`` nearest to x / scale), in the shape and dtype of ``x``.
+    """Return scale * (the value of ``format`` that x / scale rounds to), in the shape and dtype of ``x``.
 
     Args:
         x: floating-point tensor of any shape and stride; not changed.
-        format: a format, or its name.
-        scale: decode scale, positive, a number or a 0-d tensor. x is multiplied by float32(1 / scale).
-        rounding: ``nearest_even``: to the nearest value, ties to the even code.
+        format: a format, or its name. A block format (``mxfp8_e4m3``) finds its own scales along the last dimension;
+            ``scale`` and ``block`` then stay as they are by default.
+        scale: decode scale, positive: a number or a 0-d tensor, or with ``block`` one for each block, float32 [nr, nc].
+            x is multiplied by float32(1 / scale).
+        block: (rows, columns) that share a scale; ``x`` counts as the matrix of its last dimension and the product of
+            the others. None: one scale.
+        rounding: one of ``altgrad_core.numerics.modes.ROUNDINGS``.
         saturation: what becomes of values that round to beyond the largest finite value. ``finite``: they, and Inf,
-        become
-            the largest. ``propagate``: Inf stays Inf if the format has it. ``none``: they become Inf, or NaN in a
-            format without Inf; a format with neither saturates.
+            become the largest. ``propagate``: Inf stays Inf if the format has it. ``none``: they become Inf, or NaN in
+            a format without Inf; a format with neither saturates.
+        draw: names the random bits of ``stochastic`` rounding, which cannot do without.
+        random_bits: how many of them each element uses, 1 to 32; the mean over draws is off by at most
+            2^-(random_bits + 1) of the spacing.
 
     NaN stays NaN, also for a format without NaN. -0 and negative values that round to zero are -0 where the format has
     it. A value that the dtype of ``x`` cannot hold is rounded to it (65504, the largest of fp16, is 65536 in bfloat16);
     ``cast`` has a ``dtype`` of its own. Raises ``AltgradError`` for an unknown format or mode, or a useless scale.
     """
+    fmt = get_format(format)
+    if isinstance(fmt, BlockFormat):
+        from altgrad_core.numerics.blocks import block_scale
+
+        if block is not None or isinstance(scale, Tensor) or scale != 1.0:
+            raise AltgradError(
+                f"'{fmt.name}' finds its own block scales; leave out scale and block, or cast to '{fmt.element.name}'."
+            )
+        _work_dtype(x)
+        scale, block = block_scale(x, fmt)
+        fmt = fmt.element
     work = _work_dtype(x)
     scale = _traceable(scale, x)
-    values, _ = cast(x, format, scale=scale, rounding=rounding, saturation=saturation, dtype=work, multiplier=scale)
+    values, _ = cast(
+        x,
+        fmt,
+        scale=scale,
+        block=block,
+        rounding=rounding,
+        saturation=saturation,
+        draw=draw,
+        random_bits=random_bits,
+        dtype=torch.bfloat16 if x.dtype is torch.bfloat16 and fmt.fits_bfloat16 else work,
+        multiplier=scale,
+    )
     return values.to(x.dtype)
 
 
@@ -65,8 +106,11 @@ def cast(
     format: str | Format,
     *,
     scale: float | Tensor = 1.0,
+    block: Block | None = None,
     rounding: Rounding = "nearest_even",
     saturation: Saturation = "finite",
+    draw: Draw | None = None,
+    random_bits: int = MAX_RANDOM_BITS,
     dtype: torch.dtype | None = None,
     multiplier: float | Tensor = 1.0,
     statistics: bool = False,
@@ -78,13 +122,17 @@ def cast(
 
     Args:
         x: floating-point tensor of any shape and stride; not changed.
-        format: a format, or its name.
-        scale: decode scale, positive, a number or a 0-d tensor on the device of ``x`` (or the CPU).
+        format: a format, or its name; of a block format the element format, with its scales.
+        scale: decode scale, positive: a number, a 0-d tensor on the device of ``x`` (or the CPU), or with ``block``
+            one for each block, float32 [nr, nc].
+        block: as for ``quantize``.
         rounding: as for ``quantize``.
         saturation: as for ``quantize``.
+        draw: as for ``quantize``.
+        random_bits: as for ``quantize``.
         dtype: what holds q: float32, float64, or bfloat16 where ``format.fits_bfloat16``. By default bfloat16 where it
             fits, else float32.
-        multiplier: a number or a 0-d tensor, rounded to float32.
+        multiplier: a number or a 0-d tensor, or with ``block`` one for each block; rounded to float32.
         statistics: whether to return the float64 vector of ``altgrad_core.numerics.statistics.FIELDS``; read it with
             ``CastStatistics.from_values(vector.tolist())``.
 
@@ -93,31 +141,119 @@ def cast(
     hold q.
     """
     fmt = get_format(format)
-    if not isinstance(fmt, FloatFormat):
-        raise AltgradError(f"cast() handles float formats; '{fmt.name}' is a {type(fmt).__name__}.")
+    if not isinstance(fmt, FloatFormat | TableFormat):
+        raise AltgradError(
+            f"cast() takes one scale from you, and '{fmt.name}' finds its own; use quantize(), or cast to its elements."
+        )
+    _check_modes(rounding, saturation, draw, random_bits)
+    dtype = _result_dtype(fmt, dtype)
+    work = _work_dtype(x)
+    x = x.detach()
+    if block is not None:
+        scale = check_block(scale, x.shape, block, "scale")
+        if isinstance(multiplier, Tensor) and multiplier.dim():
+            multiplier = check_block(multiplier, x.shape, block, "multiplier")
+    elif isinstance(scale, Tensor) and scale.dim():
+        raise AltgradError(
+            f"scale is a number or a 0-d tensor unless block=(rows, columns) says what shares one; got a tensor of "
+            f"shape {list(scale.shape)}."
+        )
+    if isinstance(fmt, FloatFormat) and work is torch.float32 and dtype is not torch.float64:
+        grid = grid_of(fmt)
+        if native_cast.takes(x) and native_cast.rounds(grid):
+            factors = _scalars(scale, multiplier) if block is None else _block_factors(scale, multiplier)
+            return native_cast.cast_matrix(
+                x,
+                grid,
+                factors,
+                block=block,
+                rounding=rounding,
+                saturation=saturation,
+                draw=draw if rounding == "stochastic" else None,
+                random_bits=random_bits,
+                dtype=dtype,
+                statistics=statistics,
+            )
+        plain = x.device.type == "cpu" and not torch.compiler.is_compiling() and type(x) is Tensor
+        if plain and block is None and rounding == "nearest_even":
+            return _cast_in_chunks(
+                x, fmt, _scalars(scale, multiplier), saturation=saturation, dtype=dtype, statistics=statistics
+            )
+    wide = x.to(work)
+    scale = _traceable(scale, x)
+    inverse = inverse_scale(scale)
+    if block is not None:
+        assert isinstance(inverse, Tensor)
+        assert isinstance(scale, Tensor)
+        inverse, scale = expand(inverse, x.shape, block), expand(scale, x.shape, block)
+    y = wide if isinstance(inverse, float) and inverse == 1.0 else wide * inverse
+    bits = draw_bits(draw, x.shape, x.device) if rounding == "stochastic" and draw is not None else None
+    q, over = _round(y, fmt, rounding, saturation, bits, random_bits)
+    vector = tensor_statistics(wide, y, q, scale, over, fmt) if statistics else None
+    if isinstance(multiplier, Tensor):
+        factor = multiplier.detach().to(torch.float32)
+        q = q * (expand(factor, x.shape, block) if block is not None and factor.dim() else factor)
+    elif multiplier != 1.0:
+        q = q * torch.full((), multiplier, dtype=torch.float32, device=q.device)
+    return q.to(dtype), vector
+
+
+def _round(
+    y: Tensor,
+    format: FloatFormat | TableFormat,
+    rounding: Rounding,
+    saturation: Saturation,
+    bits: Tensor | None,
+    random_bits: int,
+) -> tuple[Tensor, Tensor]:
+    """Return the rounded values, and which finite elements overflowed."""
+    if isinstance(format, TableFormat):
+        from altgrad_core.numerics.tables import round_to_table, table_overflow
+
+        return (
+            round_to_table(y, format, rounding, saturation, bits, random_bits),
+            table_overflow(y, format, rounding),
+        )
+    return round_to_grid(y, grid_of(format), rounding, saturation, bits, random_bits)
+
+
+def _check_modes(rounding: Rounding, saturation: Saturation, draw: Draw | None, random_bits: int) -> None:
     if rounding not in ROUNDINGS:
         raise AltgradError(unknown("rounding", str(rounding), ROUNDINGS))
     if saturation not in SATURATIONS:
         raise AltgradError(unknown("saturation", str(saturation), SATURATIONS))
-    dtype = _result_dtype(fmt, dtype)
-    work = _work_dtype(x)
-    grid = grid_of(fmt)
-    x = x.detach()
-    if work is torch.float32 and x.device.type == "cpu" and not torch.compiler.is_compiling() and type(x) is Tensor:
-        return _cast_in_chunks(
-            x, grid, scale=scale, saturation=saturation, dtype=dtype, multiplier=multiplier, statistics=statistics
+    if rounding != "stochastic":
+        return
+    if draw is None:
+        raise AltgradError(
+            "Stochastic rounding needs to know which random bits to draw, so that they can be drawn again: pass "
+            "draw=Draw(seed=..., step=..., name=...)."
         )
-    scale = _traceable(scale, x)
+    if not 1 <= random_bits <= MAX_RANDOM_BITS:
+        raise AltgradError(f"random_bits is from 1 to {MAX_RANDOM_BITS}, got {random_bits}.")
+
+
+def _scalars(scale: float | Tensor, multiplier: float | Tensor) -> tuple[float, float, float]:
+    """Return inverse, scale and multiplier as float32 numbers; of a CPU tensor's value nothing is checked."""
+    if isinstance(scale, Tensor):
+        # The same numbers as inverse_scale's, without its five small tensors.
+        value = _float32(scale.item())
+        inverse = _float32(1.0 / value) if value else math.inf
+    else:
+        checked = inverse_scale(scale)
+        assert isinstance(checked, float)
+        inverse, value = checked, _float32(scale)
+    return inverse, value, _float32(multiplier.item() if isinstance(multiplier, Tensor) else multiplier)
+
+
+def _block_factors(scale: float | Tensor, multiplier: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return inverse, scale and multiplier of blocks, each [nr, nc]."""
+    assert isinstance(scale, Tensor)
     inverse = inverse_scale(scale)
-    wide = x.to(work)
-    y = wide if isinstance(inverse, float) and inverse == 1.0 else wide * inverse
-    q = round_nearest_even(y, grid, saturation)
-    vector = tensor_statistics(wide, y, q, scale, grid) if statistics else None
-    if isinstance(multiplier, Tensor):
-        q = q * multiplier.detach().to(torch.float32)
-    elif multiplier != 1.0:
-        q = q * torch.full((), multiplier, dtype=torch.float32, device=q.device)
-    return q.to(dtype), vector
+    assert isinstance(inverse, Tensor)
+    if not isinstance(multiplier, Tensor):
+        multiplier = torch.tensor(multiplier, dtype=torch.float32)
+    return inverse, scale, multiplier.detach().to(torch.float32).expand(scale.shape)
 
 
 def _traceable(scale: float | Tensor, x: Tensor) -> float | Tensor:
@@ -128,10 +264,8 @@ def _traceable(scale: float | Tensor, x: Tensor) -> float | Tensor:
 
 
 def inverse_scale(scale: float | Tensor) -> float | Tensor:
-    """Return float32(1 / scale): of a number as a number, of a 0-d tensor as a 0-d float32 tensor on its device."""
+    """Return float32(1 / scale): of a number as a number, of a tensor as a float32 tensor on its device."""
     if isinstance(scale, Tensor):
-        if scale.dim() != 0:
-            raise AltgradError(f"scale is a number or a 0-d tensor, got a tensor of shape {list(scale.shape)}.")
         return (1.0 / scale.detach().to(torch.float32).double()).float()
     # The scale itself is a float32 number: what multiplies the result back is what divided x.
     rounded = _float32(scale)
@@ -159,7 +293,7 @@ def _work_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype is torch.float64 else torch.float32
 
 
-def _result_dtype(format: FloatFormat, dtype: torch.dtype | None) -> torch.dtype:
+def _result_dtype(format: Format, dtype: torch.dtype | None) -> torch.dtype:
     if dtype is None:
         return torch.bfloat16 if format.fits_bfloat16 else torch.float32
     if dtype in (torch.float32, torch.float64) or (dtype is torch.bfloat16 and format.fits_bfloat16):
@@ -170,25 +304,16 @@ def _result_dtype(format: FloatFormat, dtype: torch.dtype | None) -> torch.dtype
 
 def _cast_in_chunks(
     x: Tensor,
-    grid: Grid,
+    format: FloatFormat,
+    factors: tuple[float, float, float],
     *,
-    scale: float | Tensor,
     saturation: Saturation,
     dtype: torch.dtype,
-    multiplier: float | Tensor,
     statistics: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """CPU only: the arithmetic of the plain way, chunk by chunk in reused buffers."""
-    if isinstance(scale, Tensor) and scale.dim() == 0:
-        # The same numbers as inverse_scale's, without its five small tensors.
-        scale = _float32(scale.item())
-        factor = _float32(1.0 / scale) if scale else math.inf
-    else:
-        inverse = inverse_scale(scale)
-        assert isinstance(inverse, float)
-        assert not isinstance(scale, Tensor)
-        factor, scale = inverse, _float32(scale)
-    multiplier = _float32(multiplier.item() if isinstance(multiplier, Tensor) else multiplier)
+    inverse, scale, multiplier = factors
+    grid = grid_of(format)
     result = torch.empty(x.shape, dtype=dtype)
     flat, flat_result = x.reshape(-1), result.view(-1)
     total = flat.numel()
@@ -200,9 +325,9 @@ def _cast_in_chunks(
         length = part.numel()
         if length < size:
             scaled, rounded, scratch = scaled[:length], rounded[:length], scratch[:length]
-        if factor != 1.0:
+        if inverse != 1.0:
             wide = part if part.dtype is torch.float32 else part.float()
-            y = torch.mul(wide, factor, out=scaled)
+            y = torch.mul(wide, inverse, out=scaled)
         elif part.dtype is not torch.float32:
             wide = y = scaled.copy_(part)
         else:
@@ -210,7 +335,9 @@ def _cast_in_chunks(
         target = flat_result[start : start + length]
         q = round_nearest_even(y, grid, saturation, out=target if dtype is torch.float32 else rounded, scratch=scratch)
         if statistics:
-            vectors.append(chunk_statistics(wide, y, q, scale=scale, grid=grid, saturation=saturation, scratch=scratch))
+            vectors.append(
+                chunk_statistics(wide, y, q, scale=scale, format=format, saturation=saturation, scratch=scratch)
+            )
         if multiplier != 1.0:
             torch.mul(q, multiplier, out=target)
         elif dtype is not torch.float32:
@@ -218,5 +345,5 @@ def _cast_in_chunks(
     if not statistics:
         return result, None
     if not vectors:
-        return result, tensor_statistics(x.float(), x.float(), x.float(), scale, grid)
+        return result, torch.zeros(len(FIELDS), dtype=torch.float64)
     return result, combine(torch.tensor(vectors, dtype=torch.float64))

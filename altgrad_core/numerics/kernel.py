@@ -1,4 +1,6 @@
-"""Rounding to the grid of a ``FloatFormat``: one parametric kernel, of operations that torch has on every device.
+"""Rounding to the nearest value of a ``FloatFormat``: one parametric kernel of operations that torch has on every device.
+
+The other rounding modes are in ``roundings.py``; ``cast.cpp`` is all of this for the CPU in one pass.
 
 Adding and then subtracting c = 1.5 * 2^(23-M) * 2^e, with e the exponent of the value (not below that of the smallest
 normal), makes float32's own addition do the rounding: the sum has a spacing of exactly one unit of the format, and ties
@@ -91,6 +93,8 @@ def path_of(grid: Grid, dtype: torch.dtype) -> Literal["float32", "integers", "f
     """Return which of the module's three ways rounds a tensor of ``dtype`` (float32 or float64) to the grid."""
     if dtype is torch.float64:
         return "float64"
+    if grid.max_finite >= 2.0**128:
+        return "float64"
     top = math.frexp(grid.beyond)[1] - 1
     # Half of the smallest unit is a normal float32, so that a flushed subnormal would have become zero anyway.
     if grid.mantissa_bits <= 21 and top + 24 - grid.mantissa_bits <= 127 and grid.min_positive >= 2.0**-125:
@@ -129,7 +133,7 @@ def round_nearest_even(
         constant = _even_code_constant(z, grid)
         q = torch.sub(torch.add(z, constant, out=out), constant, out=out)
     else:
-        power = _power_of_two(z, grid, scratch)
+        power = power_of_two(z, grid, scratch)
         c = math.ldexp(1.5, _significand(y.dtype) - grid.mantissa_bits)
         q = torch.sub(torch.add(z, power, alpha=c, out=out), power, alpha=c, out=out)
     if saturation != "finite":
@@ -145,7 +149,7 @@ def _significand(dtype: torch.dtype) -> int:
     return 52 if dtype is torch.float64 else 23
 
 
-def _power_of_two(z: Tensor, grid: Grid, scratch: Tensor | None) -> Tensor:
+def power_of_two(z: Tensor, grid: Grid, scratch: Tensor | None = None) -> Tensor:
     """Return 2^floor(log2 abs(z)), at least the smallest normal of the grid, from the exponent bits."""
     wide = z.dtype is torch.float64
     integer = torch.int64 if wide else torch.int32
@@ -163,7 +167,7 @@ def _even_code_constant(z: Tensor, grid: Grid) -> Tensor:
     c is an even multiple of the unit, so that a tie goes up, as it should from an odd code; from an even code c becomes
     an odd multiple, which makes the tie go down. float32's and float64's own biases are odd.
     """
-    power = _power_of_two(z, grid, None)
+    power = power_of_two(z, grid)
     wide = z.dtype is torch.float64
     integer = torch.int64 if wide else torch.int32
     significand = _significand(z.dtype)

@@ -23,8 +23,10 @@ import attrs
 import torch
 from torch import Tensor
 
-from altgrad_core.numerics.kernel import Grid
+from altgrad_core.numerics.formats import FloatFormat, TableFormat
+from altgrad_core.numerics.kernel import grid_of
 from altgrad_core.numerics.modes import Saturation
+from altgrad_core.numerics.roundings import nearest_overflows
 
 FIELDS = (
     "elements",
@@ -105,8 +107,13 @@ def combine(vectors: Tensor) -> Tensor:
     return combined
 
 
-def tensor_statistics(x: Tensor, y: Tensor, q: Tensor, scale: float | Tensor, grid: Grid) -> Tensor:
-    """Return the vector for x (float32 or float64), y = x / scale and the result q, all of one shape. No host sync."""
+def tensor_statistics(
+    x: Tensor, y: Tensor, q: Tensor, scale: float | Tensor, over: Tensor, format: FloatFormat | TableFormat
+) -> Tensor:
+    """Return the vector for x (float32 or float64), y = x / scale and the result q, all of one shape. No host sync.
+
+    ``scale`` is one for all or one an element; ``over`` tells which finite elements overflowed.
+    """
     finite = torch.isfinite(x)
     magnitude = torch.where(finite, x.abs(), 0.0).double()
     non_zero = magnitude > 0
@@ -116,17 +123,14 @@ def tensor_statistics(x: Tensor, y: Tensor, q: Tensor, scale: float | Tensor, gr
         amin = torch.where(amin.isinf(), 0.0, amin)
     else:
         amax = amin = magnitude.sum()
-    threshold = grid.overflow_threshold
-    size = y.abs().double()
-    over = size > threshold if grid.threshold_rounds_to_max else size >= threshold
-    if not grid.signed:
-        over = torch.where(y < 0, size > grid.min_positive / 2, over)
-    over = over & finite
     zero = q == 0
-    subnormal = (q.abs() < grid.min_normal) & ~zero
-    clamped = torch.where(torch.isfinite(q), q, torch.copysign(torch.full_like(q, grid.max_finite), y)).double()
-    if not grid.signed:
-        clamped = torch.where(torch.isfinite(q) | (y > 0), clamped, 0.0)
+    min_normal = (format.min_normal or 0.0) if isinstance(format, FloatFormat) else 0.0
+    subnormal = (q.abs() < min_normal) & ~zero
+    low, high = (-format.max_finite if format.signed else 0.0), format.max_finite
+    if isinstance(format, TableFormat):
+        low = format.min_finite
+    limit = torch.where(torch.signbit(y), torch.full_like(y, low, dtype=torch.float64), high)
+    clamped = torch.where(torch.isfinite(q), q.double(), limit)
     wide_scale = scale.detach().double() if isinstance(scale, Tensor) else scale
     error = torch.where(finite, clamped * wide_scale - x.double(), 0.0)
     counts = [over, zero & non_zero, subnormal, torch.isnan(x), torch.isinf(x)]
@@ -136,7 +140,7 @@ def tensor_statistics(x: Tensor, y: Tensor, q: Tensor, scale: float | Tensor, gr
 
 
 def chunk_statistics(
-    x: Tensor, y: Tensor, q: Tensor, *, scale: float, grid: Grid, saturation: Saturation, scratch: Tensor
+    x: Tensor, y: Tensor, q: Tensor, *, scale: float, format: FloatFormat, saturation: Saturation, scratch: Tensor
 ) -> list[float]:
     """Return the vector's numbers for a 1-D chunk on the CPU, where reading a number does not wait for anything.
 
@@ -144,22 +148,23 @@ def chunk_statistics(
     times as fast as counting booleans, and what the largest magnitude rules out is not counted. Any other chunk goes
     the plain way. Chunks are well below 2^24 elements, so that float32 sums of masks are exact.
     """
+    grid = grid_of(format)
     if scale == 0.0:  # a tensor's value, which the caller did not check
-        return tensor_statistics(x, y, q, scale, grid).tolist()
+        return tensor_statistics(x, y, q, scale, nearest_overflows(y, grid), format).tolist()
     torch.abs(x, out=scratch)
     amax, amin = scratch.amax().item(), scratch.amin().item()
     scaled_amax = amax / scale
     exact_scale = math.frexp(scale)[0] == 0.5
     usual = _SQUARES_FROM < scaled_amax < _SQUARES_TO and amax < _NEVER and grid.signed and x.numel() < 2**24
     if not usual or not (exact_scale or grid.mantissa_bits <= _SHORT):
-        return tensor_statistics(x, y, q, scale, grid).tolist()
+        return tensor_statistics(x, y, q, scale, nearest_overflows(y, grid), format).tolist()
     overflow = 0.0
     if scaled_amax >= grid.max_finite:
         torch.abs(y, out=scratch)
         compare = torch.gt if grid.threshold_rounds_to_max else torch.ge
         overflow = compare(scratch, grid.overflow_threshold, out=scratch).sum().item()
         if overflow and saturation == "none":  # Inf or NaN in q
-            return tensor_statistics(x, y, q, scale, grid).tolist()
+            return tensor_statistics(x, y, q, scale, nearest_overflows(y, grid), format).tolist()
     zeros = 0.0
     if amin == 0.0:
         zeros = torch.eq(x, 0.0, out=scratch).sum().item()

@@ -1,4 +1,4 @@
-"""The switches that all converted layers of one model share: casting on or off, statistics collected or not."""
+"""What all converted layers of one model share: casting on or off, statistics collected or not, random bits."""
 
 from __future__ import annotations
 
@@ -9,15 +9,36 @@ import torch
 from torch import nn
 
 from altgrad_core.numerics.statistics import combine
+from altgrad_core.numerics.stochastic import Draw
 
 
 class CastControl:
-    """One per converted model. Layers read it at every call; probes and the shadow switch it."""
+    """One per converted model. Layers read it at every call; probes and the shadow switch it.
+
+    Stochastic rounding draws bits that are a function of ``seed``, the step, the name of what is cast, how often it was
+    cast in this step (a micro-batch each, in a training with accumulation) and the element. A training that calls
+    ``begin_step`` draws the same bits when it is run again or resumed. One that does not draws new bits at each cast
+    all the same.
+    """
 
     def __init__(self) -> None:
         self.casting = True
         self.collecting = False
+        self.seed = 0
+        self._step = 0
+        self._occurrences: dict[str, int] = {}
         self._collected: dict[str, list[torch.Tensor]] = {}
+
+    def begin_step(self, step: int) -> None:
+        """Draw from now on what belongs to this training step."""
+        self._step = step
+        self._occurrences = {}
+
+    def draw(self, key: str) -> Draw:
+        """Return the name of the random bits for the next cast of ``key`` (``layer.operand``)."""
+        occurrence = self._occurrences.get(key, 0)
+        self._occurrences[key] = occurrence + 1
+        return Draw(seed=self.seed, step=self._step, name=f"{key}#{occurrence}")
 
     def record(self, key: str, statistics: torch.Tensor) -> None:
         """Keep a statistics vector under ``layer.operand``; stays on its device."""

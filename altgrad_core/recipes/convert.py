@@ -68,7 +68,9 @@ def convert(model: nn.Module, recipe: str | Mapping[str, Any] | Recipe) -> tuple
     ``nn.Linear`` are left alone, since they may compute something else. ``recipe`` is a name (``"e5m2"``, ``"hybrid"``,
     any format), a table as in ``experiments.toml``, or a ``Recipe``. The recipe's ``compute`` and ``gradient`` are
     not the layers' business: run the model under ``torch.autocast`` and cast gradients where you call the optimizer.
-    Gradients of gradients are refused. A layer that activation checkpointing computes twice casts, and counts, twice.
+    Gradients of gradients are refused. A layer that activation checkpointing computes twice casts and counts
+    twice, and with stochastic rounding draws twice. In a training loop of your own, ``control_of(model)`` is where to set
+    the ``seed`` of stochastic rounding and to say ``begin_step(step)``.
 
     Raises ``AltgradError`` when the model is already converted, or the recipe does not exist.
     """

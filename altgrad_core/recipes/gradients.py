@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from altgrad_core.recipes.control import CastControl
-from altgrad_core.recipes.linear import Quantizer
+from altgrad_core.recipes.quantizer import Quantizer
 from altgrad_core.recipes.recipe import OperandCast
 
 

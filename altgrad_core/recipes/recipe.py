@@ -6,7 +6,8 @@ A linear layer y = x W^T has three GEMMs over three operands (N samples, I input
     dgrad   grad_output [N, O]  @ weight [O, I]     -> grad of input [N, I]
     wgrad   grad_output^T [O, N] @ input [N, I]     -> grad of weight [O, I]
 
-Each operand is cast once and its cast values are used in both of its GEMMs.
+Each operand is cast once and its cast values are used in both of its GEMMs; where blocks lie along the dimension that a
+GEMM sums over, once for each. Beyond the operands a recipe casts what a step leaves behind: see ``Recipe``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ Compute = Literal["bf16", "fp32"]
 Backend = Literal["auto", "emulated"]
 
 OPERANDS = ("input", "weight", "grad_output")
+STATES = ("weight_storage", "optimizer_state", "saved_activations")
 
 
 @attrs.frozen(kw_only=True)
@@ -36,6 +38,37 @@ class OperandCast:
     """Rounding mode."""
     saturation: Saturation = "finite"
     """What becomes of values beyond the largest finite one: see ``altgrad_core.quantize``."""
+    random_bits: int = attrs.field(default=32, validator=[attrs.validators.ge(1), attrs.validators.le(32)])
+    """Random bits an element, 1 to 32; only with ``rounding = "stochastic"``."""
+
+
+@attrs.frozen(kw_only=True)
+class NamedCast:
+    """The cast of one of the optimizer's tensors."""
+
+    state: str
+    """The tensor's name in the optimizer's state: ``exp_avg`` and ``exp_avg_sq`` of Adam, ``momentum_buffer`` of SGD."""
+    cast: OperandCast
+    """How it is cast."""
+
+
+@attrs.frozen(kw_only=True)
+class OptimizerStateCasts:
+    """How the optimizer's tensors are cast: all alike, each in its own way, or some not at all."""
+
+    every: OperandCast | None = None
+    """Cast of every state tensor that is not named: those with the shape of their parameter."""
+    named: tuple[NamedCast, ...] = ()
+    """Casts of single tensors."""
+
+    def of(self, state: str) -> OperandCast | None:
+        """Return the cast of the tensor with this name, None when it is kept as it is."""
+        return next((named.cast for named in self.named if named.state == state), self.every)
+
+    def casts(self) -> dict[str, OperandCast]:
+        """Return ``*`` -> the cast of every other tensor, and name -> cast."""
+        rest = {} if self.every is None else {"*": self.every}
+        return rest | {named.state: named.cast for named in self.named}
 
 
 @attrs.frozen(kw_only=True)
@@ -45,7 +78,7 @@ class Override:
     match: str
     """Shell-style pattern (``*``, ``?``, ``[...]``) over the layer's full name, such as ``blocks.*.mlp.up`` or ``lm_head``."""
     recipe: Recipe
-    """The recipe of the matching layers; its ``compute``, ``gradient`` and ``overrides`` are not used."""
+    """The recipe of the matching layers: its operands and its ``weight_storage``, the rest is that of the model."""
 
 
 @attrs.frozen(kw_only=True)
@@ -62,6 +95,12 @@ class Recipe:
     """Cast of the gradient of each layer's output."""
     gradient: OperandCast | None = None
     """Cast of every parameter's gradient before the optimizer reads it."""
+    weight_storage: OperandCast | None = None
+    """Cast of every matrix (weights of linear layers, embeddings) after each update: no other copy of it exists."""
+    optimizer_state: OptimizerStateCasts | None = None
+    """Cast of the optimizer's tensors after each update: one for all, or one for each name, as ``exp_avg``."""
+    saved_activations: OperandCast | None = None
+    """Cast of the activations that the forward pass keeps for the backward pass."""
     compute: Compute = "bf16"
     """Precision of all that is not cast: ``bf16`` is autocast over FP32 weights, ``fp32`` is plain FP32."""
     backend: Backend = "auto"
@@ -73,3 +112,15 @@ class Recipe:
         """Return operand name -> cast, for the operands that are cast."""
         found = {name: getattr(self, name) for name in OPERANDS}
         return {name: cast for name, cast in found.items() if cast is not None}
+
+    def all_casts(self) -> dict[str, OperandCast]:
+        """Return key -> cast for everything that is cast: operands, ``gradient``, ``optimizer_state.exp_avg``, ..."""
+        found = self.casts()
+        for key in ("gradient", "weight_storage", "saved_activations"):
+            cast = getattr(self, key)
+            if cast is not None:
+                found[key] = cast
+        if self.optimizer_state is not None:
+            for state, cast in self.optimizer_state.casts().items():
+                found["optimizer_state" if state == "*" else f"optimizer_state.{state}"] = cast
+        return found

@@ -1,1 +1,1 @@
-"""The 8-, 6- and 4-bit formats of OCP, and their siblings in LLVM and ml_dtypes."""
+"""The formats of OCP: fp8, the fp6, fp4, int8 and e8m0 of MX blocks; and their siblings in LLVM and ml_dtypes."""

@@ -1,1 +1,1 @@
-"""Scaling policies with one scale a tensor: none, static, current, delayed."""
+"""Scaling policies: a scale for each tensor, row or block. ``tensor_policies`` and ``block_policies`` hold them."""

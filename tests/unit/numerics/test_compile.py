@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from altgrad_core.numerics import FloatFormat, get_format
+from altgrad_core.numerics.amax import tensor_amax
 from altgrad_core.numerics.cast import cast, quantize
-from altgrad_core.numerics.scaling import scale_for, tensor_amax
+from altgrad_core.numerics.scaling import scale_for
 from altgrad_core.testing.formats import assert_same
 from altgrad_core.testing.strategies import landmarks
 

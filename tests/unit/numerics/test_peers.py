@@ -1,11 +1,16 @@
-"""The same numbers as ml_dtypes, gfloat and torch's own casts.
+"""The same numbers as ml_dtypes, gfloat, torch's own casts and, for every mode, the scalar reference.
 
 ml_dtypes and torch do not saturate as we do by default (NaN or Inf beyond the end, and ml_dtypes makes -0 of NaN in fp6
-and fp4), so inputs are clamped first and NaN is set aside.
+and fp4), so inputs are clamped first and NaN is set aside. All 2^32 inputs are ``benchmarks/exhaustive.py``'s.
+
+gfloat rounds float64 arrays to any format in any mode, by frexp. Its ``sat=True`` is saturation ``finite``, its
+``sat=False`` is ``none``; ``propagate`` is the first with infinities put back. Where it cannot serve, a test says why.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 
 import gfloat
@@ -16,9 +21,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from altgrad_core.numerics import FloatFormat, get_format
-from altgrad_core.numerics.cast import quantize
+from altgrad_core.errors import AltgradError
+from altgrad_core.numerics import FloatFormat, format_names, get_format
+from altgrad_core.numerics.cast import cast, quantize
 from altgrad_core.numerics.codes import decode, encode
+from altgrad_core.numerics.modes import ROUNDINGS, SATURATIONS, Rounding, Saturation
+from altgrad_core.numerics.reference import quantize_exactly
+from altgrad_core.numerics.stochastic import Draw, random_bits
 from altgrad_core.testing.formats import assert_same
 from altgrad_core.testing.strategies import landmarks
 
@@ -37,15 +46,18 @@ PEERS = {
     "fp16": np.float16,
 }
 TORCH = ["e5m2", "e4m3fn", "e4m3fnuz", "e5m2fnuz", "bf16", "fp16"]
+GFLOAT = {
+    "nearest_even": gfloat.RoundMode.TiesToEven,
+    "nearest_away": gfloat.RoundMode.TiesToAway,
+    "toward_zero": gfloat.RoundMode.TowardZero,
+    "up": gfloat.RoundMode.TowardPositive,
+    "down": gfloat.RoundMode.TowardNegative,
+    "stochastic": gfloat.RoundMode.Stochastic,
+}
+RANDOM_PATTERNS = 10_000_000
+DRAW = Draw(seed=7, step=11, name="peers")
 
-
-def inputs(format: FloatFormat) -> Tensor:
-    """Every bfloat16, every landmark, and random float32 patterns over all exponents and around the format's range."""
-    every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).float()
-    generator = torch.Generator().manual_seed(1)
-    patterns = torch.randint(-(2**31), 2**31, (100_000,), generator=generator).to(torch.int32).view(torch.float32)
-    around = torch.randn(100_000, generator=generator) * min(format.max_finite, 1e30) / 4
-    return torch.cat([every, landmarks(format), patterns, around, around * 1e-4])
+warned = pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
 
 
 def float_format(name: str) -> FloatFormat:
@@ -54,23 +66,47 @@ def float_format(name: str) -> FloatFormat:
     return found
 
 
-@pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
+# ------------------------------------------------------------------------------------------ ml_dtypes and torch
+
+
+@functools.cache
+def random_patterns() -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(-(2**31), 2**31, (RANDOM_PATTERNS,), generator=generator).to(torch.int32).view(torch.float32)
+
+
+def inputs(format: FloatFormat) -> Tensor:
+    """Every bfloat16, every value, midpoint and neighbour, and numbers around the format's range."""
+    every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).float()
+    around = torch.randn(100_000, generator=torch.Generator().manual_seed(2)) * min(format.max_finite, 1e30) / 4
+    return torch.cat([every, landmarks(format), around, around * 1e-4])
+
+
+@warned
 @pytest.mark.parametrize("name", PEERS)
 def test_values_of_ml_dtypes(name: str) -> None:
     f = float_format(name)
-    x = inputs(f)
-    theirs = x.clamp(-f.max_finite, f.max_finite).numpy().astype(PEERS[name]).astype(np.float32)
-    expected = torch.where(torch.isnan(x), math.nan, torch.from_numpy(theirs))
-    assert_same(quantize(x, f), expected, x)
+    for x in (inputs(f), random_patterns()):
+        theirs = x.clamp(-f.max_finite, f.max_finite).numpy().astype(PEERS[name]).astype(np.float32)
+        expected = torch.from_numpy(theirs)
+        if not f.has_nan:
+            expected = torch.where(torch.isnan(x), math.nan, expected)
+        assert_same_bits(quantize(x, f), expected, x)
 
 
 @pytest.mark.parametrize("name", [name for name in PEERS if float_format(name).has_nan])
 def test_overflow_of_ml_dtypes_is_saturation_none(name: str) -> None:
     f = float_format(name)
-    x = inputs(f)
-    with np.errstate(over="ignore", invalid="ignore"):
-        theirs = x.numpy().astype(PEERS[name]).astype(np.float32)
-    assert_same(quantize(x, f, saturation="none"), torch.from_numpy(theirs), x)
+    for x in (inputs(f), random_patterns()):
+        with np.errstate(over="ignore", invalid="ignore"):
+            theirs = x.numpy().astype(PEERS[name]).astype(np.float32)
+        assert_same_bits(quantize(x, f, saturation="none"), torch.from_numpy(theirs), x)
+
+
+def assert_same_bits(got: Tensor, expected: Tensor, x: Tensor) -> None:
+    """As ``assert_same``, faster where all is well: one comparison of bits."""
+    different = (got.view(torch.int32) != expected.view(torch.int32)).nonzero().flatten()
+    assert_same(got[different], expected[different], x[different])
 
 
 @pytest.mark.parametrize("name", [name for name in PEERS if float_format(name).bits <= 8])
@@ -93,23 +129,169 @@ def test_values_of_torch(name: str) -> None:
     assert_same(quantize(x, f), theirs, x)
 
 
-@pytest.mark.parametrize("name", ["e1m6f", "e2m5f", "e3m4f", "e4m3f", "e5m2f", "e6m1f", "e7m0f", "e3m4", "e6m5"])
-def test_values_of_gfloat(name: str) -> None:
-    """gfloat has any format; it rounds arrays by frexp in float64."""
-    f = float_format(name)
-    theirs = gfloat.FormatInfo(
-        name=name,
+# ----------------------------------------------------------------------------------- every format in every mode
+
+
+def grammar() -> list[str]:
+    """Every ``e<E>m<M>`` and P3109 name of 3 to 16 bits that spells a format."""
+    names = [
+        f"e{e}m{m}{suffix}"
+        for e, m in itertools.product(range(12), range(16))
+        for suffix in ("", "fn", "fnuz", "f")
+        if 3 <= 1 + e + m <= 16
+    ]
+    names += [
+        f"binary{k}p{p}{sign}{domain}"
+        for k in range(3, 16)
+        for p in range(1, k + 1)
+        for sign in "su"
+        for domain in "ef"
+    ]
+    return [name for name in names if spells(name)]
+
+
+def spells(name: str) -> bool:
+    try:
+        return isinstance(get_format(name), FloatFormat)
+    except AltgradError:
+        return False
+
+
+def sample() -> list[str]:
+    """Names for the quick run: a spread over the grammar, the eight 8-bit splits, and what is registered."""
+    splits = [f"e{e}m{7 - e}f" for e in range(8)]
+    registered = [name for name in format_names() if spells(name) and float_format(name).bits <= 16]
+    narrow = [name for name in grammar() if float_format(name).bits <= 11]
+    return sorted({*splits, *registered, *narrow[::9]})
+
+
+def points(f: FloatFormat) -> Tensor:
+    """Return all values, all midpoints, half the smallest, the overflow threshold, with their neighbours; specials.
+
+    float32, with float32's neighbours, where all of these are float32 numbers, else float64.
+    """
+    values = [f.magnitude(code) for code in range(f.max_code + 2)]
+    values = [value for value in values if math.isfinite(value)]
+    exact = torch.tensor(values, dtype=torch.float64)
+    exact = torch.cat([exact, (exact[1:] + exact[:-1]) / 2])
+    exact = torch.cat([exact, torch.tensor([math.pi, 2.0**-149, 2.0**-126 - 2.0**-149, 2.0**-126, 3.4e38])])
+    single = exact.float()
+    x = single if bool((single.double() == exact)[:-5].all()) else exact
+    infinity = torch.tensor(math.inf, dtype=x.dtype)
+    x = torch.cat([x, torch.nextafter(x, infinity), torch.nextafter(x, -infinity).abs()]).unique()
+    x = torch.cat([x, torch.tensor([math.inf, math.nan], dtype=x.dtype)])
+    return torch.cat([x, -x])
+
+
+def their_format(f: FloatFormat) -> gfloat.FormatInfo:
+    return gfloat.FormatInfo(
+        name=f.name,
         k=f.bits,
         precision=f.mantissa_bits + 1,
         bias=f.bias,
-        has_nz=True,
+        has_nz=f.has_negative_zero,
         domain=gfloat.Domain.Extended if f.has_inf else gfloat.Domain.Finite,
-        num_high_nans=2**f.mantissa_bits - 1 if f.has_inf else 0,
+        num_high_nans=2 ** (f.exponent_bits + f.mantissa_bits) - 1 - f.max_code - int(f.has_inf),
         has_subnormals=True,
-        is_signed=True,
+        is_signed=f.signed,
         is_twos_complement=False,
     )
-    x = torch.cat([landmarks(f), inputs(f)[-20_000:]])
-    x = x[torch.isfinite(x)].clamp(-f.max_finite, f.max_finite)
-    rounded = gfloat.round_ndarray(theirs, x.double().numpy(), gfloat.RoundMode.TiesToEven)
-    assert_same(quantize(x, f), torch.from_numpy(np.asarray(rounded)), x)
+
+
+def their_values(
+    f: FloatFormat, x: Tensor, rounding: Rounding, saturation: Saturation, bits: Tensor | None = None, count: int = 0
+) -> Tensor:
+    info, wide = their_format(f), x.double().numpy()
+    given = {} if bits is None else {"srbits": bits.numpy(), "srnumbits": count}
+    saturates = saturation != "none" or not (f.has_inf or f.has_nan)
+    rounded = gfloat.round_ndarray(info, wide, GFLOAT[rounding], sat=saturates, **given)
+    result = torch.from_numpy(np.asarray(rounded))
+    return torch.where(torch.isinf(x), x.double(), result) if saturation == "propagate" and f.has_inf else result
+
+
+def check_against_gfloat(f: FloatFormat) -> None:
+    """Every value, midpoint and neighbour of the format in every deterministic mode, and stochastic with given bits."""
+    x = points(f)
+    if not f.signed:
+        x = x[~torch.signbit(x)]  # see test_gfloat_has_no_answer_for_negative_numbers_in_unsigned_formats
+    for rounding, saturation in itertools.product(ROUNDINGS[:-1], SATURATIONS):
+        got = quantize(x, f, rounding=rounding, saturation=saturation)
+        assert_same(got, their_values(f, x, rounding, saturation), x)
+    for count, saturation in ((32, "none"), (32, "finite"), (9, "propagate"), (3, "none"), (1, "finite")):
+        bits = random_bits(DRAW, x.shape) >> (32 - count)
+        got = quantize(x, f, rounding="stochastic", saturation=saturation, draw=DRAW, random_bits=count)
+        assert_same(got, their_values(f, x, "stochastic", saturation, bits, count), x)
+
+
+@pytest.mark.parametrize("name", sample())
+def test_every_mode_against_gfloat(name: str) -> None:
+    check_against_gfloat(float_format(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", grammar())
+def test_every_mode_of_every_name_against_gfloat(name: str) -> None:
+    check_against_gfloat(float_format(name))
+
+
+def check_against_reference(f: FloatFormat, limit: int) -> None:
+    x = points(f)
+    x = torch.cat([x[:: len(x) // limit + 1], x[-40:], x[len(x) // 2 - 40 : len(x) // 2]])
+    for rounding, saturation in itertools.product(ROUNDINGS, SATURATIONS):
+        bits = random_bits(DRAW, x.shape).tolist()
+        expected = [
+            quantize_exactly(value, f, rounding=rounding, saturation=saturation, bits=b >> 24, random_bits=8)
+            for value, b in zip(x.tolist(), bits, strict=True)
+        ]
+        got = quantize(x, f, rounding=rounding, saturation=saturation, draw=DRAW, random_bits=8)
+        assert_same(got, torch.tensor(expected, dtype=torch.float64), x)
+
+
+@pytest.mark.parametrize("name", sample())
+def test_every_mode_against_the_scalar_reference(name: str) -> None:
+    check_against_reference(float_format(name), 60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", grammar())
+def test_every_mode_of_every_name_against_the_scalar_reference(name: str) -> None:
+    check_against_reference(float_format(name), 2000)
+
+
+@pytest.mark.parametrize("name", [name for name in sample() if float_format(name).fits_bfloat16])
+def test_bfloat16_inputs_against_gfloat(name: str) -> None:
+    f = float_format(name)
+    x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    if not f.signed:
+        x = x[~torch.signbit(x)]
+    for rounding in ROUNDINGS[:-1]:
+        expected = their_values(f, x.float(), rounding, "none")
+        assert_same(cast(x, f, rounding=rounding, saturation="none", dtype=torch.bfloat16)[0], expected, x)
+
+
+# -------------------------------------------------------------------------------------------- P3109's value sets
+
+
+def theirs_of_p3109(name: str) -> gfloat.FormatInfo:
+    k, rest = name.removeprefix("binary").split("p")
+    sign = gfloat.Signedness.Signed if "s" in rest else gfloat.Signedness.Unsigned
+    domain = gfloat.Domain.Extended if rest[-1] == "e" else gfloat.Domain.Finite
+    return gfloat.formats.format_info_p3109(int(k), int(rest[:-2]), sign, domain)
+
+
+def check_values_of_p3109(name: str) -> None:
+    f, codes = float_format(name), torch.arange(2 ** float_format(name).bits)
+    theirs = gfloat.decode_ndarray(theirs_of_p3109(name), codes.numpy())
+    assert_same(decode(codes, f), torch.from_numpy(theirs), codes)
+    assert_same(torch.tensor(f.values(), dtype=torch.float64), torch.from_numpy(theirs), codes)
+
+
+@pytest.mark.parametrize("name", [name for name in grammar() if name.startswith("binary") and "15" not in name][::3])
+def test_values_of_p3109(name: str) -> None:
+    check_values_of_p3109(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in grammar() if name.startswith("binary")])
+def test_values_of_every_p3109_name(name: str) -> None:
+    check_values_of_p3109(name)

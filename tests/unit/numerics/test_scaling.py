@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from altgrad_core.numerics import get_format
+from altgrad_core.numerics.amax import tensor_amax
 from altgrad_core.numerics.cast import cast, inverse_scale
-from altgrad_core.numerics.scaling import MAX_SCALE, MIN_SCALE, ScalingPolicy, scale_for, tensor_amax
+from altgrad_core.numerics.scaling import MAX_SCALE, MIN_SCALE, ScalingPolicy, scale_for
 from altgrad_core.numerics.statistics import FIELDS
 from altgrad_core.plugins import installed
 

@@ -1,4 +1,4 @@
-"""The four policies with one scale a tensor."""
+"""The four policies with one scale a tensor: none, static, current, delayed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from altgrad_core.numerics.amax import tensor_amax
 from altgrad_core.numerics.formats import Format
-from altgrad_core.numerics.scaling import ScalingPolicy, scale_for, tensor_amax, usable
+from altgrad_core.numerics.scaling import ScalingPolicy, scale_for, usable
 
 
 class StaticScaling(ScalingPolicy):
@@ -19,7 +20,7 @@ class StaticScaling(ScalingPolicy):
         self.scale = scale
         self.power_of_two = math.frexp(scale)[0] == 0.5
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, axis: int = -1) -> Tensor:
         """Return the scale."""
         return torch.full((), self.scale, dtype=torch.float32, device=x.device)
 
@@ -34,7 +35,7 @@ class CurrentScaling(ScalingPolicy):
         super().__init__()
         self.format, self.power_of_two, self.margin = format, power_of_two, margin
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, axis: int = -1) -> Tensor:
         """Return the scale for ``x``."""
         return scale_for(tensor_amax(x), self.format, power_of_two=self.power_of_two, margin=self.margin)
 
@@ -55,7 +56,7 @@ class DelayedScaling(ScalingPolicy):
         self.register_buffer("amax_history", torch.zeros(history, dtype=torch.float32))
 
     @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, axis: int = -1) -> Tensor:
         """Return the scale for ``x`` and, in training mode, remember its largest magnitude."""
         amax = tensor_amax(x)
         history = self.amax_history.float()

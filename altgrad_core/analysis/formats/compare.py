@@ -1,0 +1,132 @@
+"""Several formats at given magnitudes: what a cast makes of each number there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+
+from altgrad_core.analysis.formats.facts import number
+from altgrad_core.analysis.formats.layout import Column, fitting, lines
+from altgrad_core.errors import AltgradError
+from altgrad_core.numerics.formats import BlockFormat, Format
+from altgrad_core.numerics.modes import Rounding, Saturation
+
+# Underflow and subnormals of the 8-bit formats, a number that no binary format holds, ties of three bits, and the
+# thresholds that people get wrong: 448 and 464 of e4m3fn, 57344 and 61440 of e5m2.
+MAGNITUDES = (1e-6, 1e-3, 0.1, 1.0, 1.125, 3.7, 17.0, 448.0, 464.0, 480.0, 57344.0, 61440.0)
+
+
+@attrs.frozen(kw_only=True)
+class Point:
+    """One number in one format."""
+
+    x: float
+    """The number."""
+    format: str
+    """The format's name."""
+    value: float
+    """What it is cast to; under stochastic rounding the value below it."""
+    above: float | None
+    """Under stochastic rounding the value above it, where ``value`` is not x itself; None otherwise."""
+    chance: float | None
+    """The probability of ``above``."""
+    ulp: float | None
+    """Distance between neighbouring values of the format around x; None for block formats."""
+
+    @property
+    def error(self) -> float | None:
+        """(value - x) / x; None for x = 0, for a result that is not finite, and for two possible values."""
+        if self.x == 0 or self.above is not None or not math.isfinite(self.value) or not math.isfinite(self.x):
+            return None
+        return (self.value - self.x) / self.x
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return {**attrs.asdict(self), "error": self.error}
+
+
+def parse_magnitudes(text: str) -> list[float]:
+    """Return the numbers of ``--at``: ``1e-3,0.1,448``. Raises ``AltgradError`` for anything else."""
+    found = []
+    for part in text.split(","):
+        try:
+            found.append(float(part))
+        except ValueError:
+            raise AltgradError(
+                f"--at takes numbers separated by commas, such as 1e-3,0.1,448; '{part.strip()}' is not a number."
+            ) from None
+    return found
+
+
+def points(
+    formats: Sequence[Format],
+    magnitudes: Sequence[float] = MAGNITUDES,
+    *,
+    rounding: Rounding = "nearest_even",
+    saturation: Saturation = "finite",
+) -> list[Point]:
+    """Cast each number in float64 to each format, in this order: all formats of the first number, of the second...
+
+    In a block format each number is the only one of its block.
+    """
+    return [_point(format, x, rounding, saturation) for x in magnitudes for format in formats]
+
+
+def _point(format: Format, x: float, rounding: Rounding, saturation: Saturation) -> Point:
+    import torch
+
+    from altgrad_core.numerics.cast import quantize
+    from altgrad_core.numerics.codes import ulp
+
+    def to(mode: Rounding) -> float:
+        return float(quantize(torch.tensor([x], dtype=torch.float64), format, rounding=mode, saturation=saturation)[0])
+
+    above = chance = None
+    if rounding == "stochastic":
+        value, up = to("down"), to("up")
+        if value < x < up < math.inf and value > -math.inf:
+            above, chance = up, (x - value) / (up - value)
+        elif value != up:  # beyond the largest value: what it becomes is not a matter of chance
+            value = to("nearest_even")
+    else:
+        value = to(rounding)
+    distance = None if isinstance(format, BlockFormat) else float(ulp(torch.tensor(x, dtype=torch.float64), format))
+    return Point(x=x, format=format.name, value=value, above=above, chance=chance, ulp=distance)
+
+
+COLUMNS = (
+    Column("x", lambda row: row[0]),
+    Column("format", lambda row: row[1].format, left=True),
+    Column("value", lambda row: _value(row[1])),
+    Column("relative\nerror", lambda row: _error(row[1])),
+    Column("ulp", lambda row: number(row[1].ulp), rank=1),
+)
+
+
+def table(found: Sequence[Point], width: int) -> list[tuple[str, str]]:
+    """Return (text, style) lines: the formats under each other, number by number."""
+    rows = []
+    before: float | None = None
+    for point in found:
+        rows.append(("" if point.x == before else f"{point.x:.9g}", point))
+        before = point.x
+    return lines(fitting(COLUMNS, rows, width), [("", rows)], width)
+
+
+def _value(point: Point) -> str:
+    if point.above is None or point.chance is None:
+        return number(point.value)
+    return f"{number(point.value)} or {100 * point.chance:.3g} % {number(point.above)}"
+
+
+def _error(point: Point) -> str:
+    if point.error is None:
+        return "-"
+    if point.error == 0:
+        return "exact"
+    # What is left of a clamped value must not look as if it had vanished.
+    digits = 3 if point.error == -1 or abs(point.error) < 0.999 else 6
+    return f"{100 * point.error:+.{digits}g} %"

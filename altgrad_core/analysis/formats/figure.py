@@ -1,0 +1,181 @@
+"""Figures of formats: density, the steps of the cast near zero and near the largest value, SQNR over amplitude."""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from altgrad_core.analysis.figures import drawing
+from altgrad_core.analysis.formats import sqnr
+from altgrad_core.analysis.formats.facts import binades, element_of, facts_of, number
+from altgrad_core.errors import AltgradError
+from altgrad_core.numerics.formats import BlockFormat, Format
+from altgrad_core.numerics.modes import Rounding, Saturation
+
+# The report's palette on white.
+SERIES = ("#0072b2", "#d55e00", "#008561", "#b4588a", "#b07800", "#1b1d21")
+INK, GRID, PAPER = "#1b1d21", "#d9d8d2", "#ffffff"
+_DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.5)), (0, (1.5, 1.2)))
+ENDINGS = (".png", ".svg", ".html")
+MOST = len(SERIES) * len(_DASHES)
+_STEPS = 801  # points of a staircase
+_SPACINGS = 8  # smallest values shown near zero
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_SHOWN_DB = 100  # above, wide formats would squeeze the narrow ones together
+
+
+def write(
+    path: Path,
+    formats: Sequence[Format],
+    *,
+    rounding: Rounding = "nearest_even",
+    saturation: Saturation = "finite",
+) -> None:
+    """Write the figure of up to 18 formats as PNG, SVG or a page of its own, by the file's ending."""
+    if path.suffix not in ENDINGS:
+        raise AltgradError(f"--plot writes {', '.join(ENDINGS)} files, got {path.name}.")
+    if len(formats) > MOST:
+        raise AltgradError(f"--plot tells up to {MOST} formats apart, got {len(formats)}; name fewer.")
+    if not path.parent.is_dir():
+        raise AltgradError(f"--plot: there is no folder {path.parent}.")
+    with drawing("formats", ink=INK, grid=GRID, paper=PAPER):
+        figure = _figure(formats, rounding, saturation)
+        if path.suffix == ".html":
+            path.write_text(_page(formats, svg_of(figure)), encoding="utf-8")
+        elif path.suffix == ".svg":
+            path.write_text(svg_of(figure), encoding="utf-8")
+        else:
+            figure.savefig(path, dpi=160, metadata={"Software": None})
+
+
+def svg_of(figure: Any) -> str:
+    """Return a figure as SVG: the same bytes from the same data."""
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def _figure(formats: Sequence[Format], rounding: Rounding, saturation: Saturation) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10.5, 7.6), layout="constrained")
+    density, curve, near_zero, near_max = figure.subplots(2, 2).flatten()
+    for i, format in enumerate(formats):
+        look = {"color": SERIES[i % len(SERIES)], "linestyle": _DASHES[i // len(SERIES)], "linewidth": 1.6}
+        draw_density(density, format, look)
+        _draw_curve(curve, format, formats, rounding, saturation, look)
+        _draw_steps(near_zero, format, _near_zero(formats), rounding, saturation, look)
+        _draw_near_max(near_max, format, rounding, saturation, look)
+    _dress(density, "Values in each binade (2^e to 2^(e+1))", "magnitude", "number of values")
+    _dress(curve, "SQNR of a normal signal, no scale", "standard deviation", "dB")
+    curve.set_ylim(-3, min(_SHOWN_DB, curve.get_ylim()[1]))
+    _dress(near_zero, f"Near zero ({rounding})", "x", "cast of x")
+    _dress(near_max, f"Near the largest value (saturation {saturation})", "x / max", "cast of x / max")
+    handles, labels = density.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 6), frameon=False)
+    return figure
+
+
+def draw_density(axes: Any, format: Format, look: dict[str, Any]) -> None:
+    """Draw the number of values in each binade as a step line over the magnitude."""
+    counts = binades(format)
+    edges = [math.ldexp(1.0, min(e, 1023)) for e in range(counts[0][0], counts[-1][0] + 2)]
+    label = f"{format.name} (element {element_of(format).name})" if isinstance(format, BlockFormat) else format.name
+    axes.stairs([n or math.nan for _, n in counts], edges, baseline=None, label=label, **look)
+    powers_of_two(axes.xaxis, axes.set_xscale)
+    powers_of_two(axes.yaxis, axes.set_yscale)
+
+
+def powers_of_two(axis: Any, set_scale: Any) -> None:
+    """Make an axis logarithmic, with labels such as 2⁻⁸: mathematical text is off, since names may hold dollars."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    set_scale("log", base=2)
+    axis.set_major_locator(LogLocator(base=2, numticks=8))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: power_label(value)))
+
+
+def power_label(value: float) -> str:
+    """Return a power of two with its exponent raised; 1 for 2^0."""
+    exponent = round(math.log2(value))
+    return "1" if exponent == 0 else "2" + str(exponent).translate(_RAISED)
+
+
+def _draw_curve(
+    axes: Any,
+    format: Format,
+    formats: Sequence[Format],
+    rounding: Rounding,
+    saturation: Saturation,
+    look: dict[str, Any],
+) -> None:
+    if not element_of(format).signed:
+        return
+    amplitudes, decibels = sqnr.curve(
+        format, sqnr.amplitude_range(formats), rounding=rounding, saturation=saturation
+    )
+    axes.plot(amplitudes, decibels, **look)
+    powers_of_two(axes.xaxis, axes.set_xscale)
+
+
+def _near_zero(formats: Sequence[Format]) -> float:
+    return _SPACINGS * max(element_of(format).min_positive for format in formats)
+
+
+def _draw_steps(
+    axes: Any, format: Format, end: float, rounding: Rounding, saturation: Saturation, look: dict[str, Any]
+) -> None:
+    x = [end * i / (_STEPS - 1) for i in range(_STEPS)]
+    axes.plot(x, staircase(element_of(format), x, rounding, saturation), **look)
+
+
+def _draw_near_max(axes: Any, format: Format, rounding: Rounding, saturation: Saturation, look: dict[str, Any]) -> None:
+    largest = element_of(format).max_finite
+    x = [0.5 + 0.75 * i / (_STEPS - 1) for i in range(_STEPS)]
+    y = staircase(element_of(format), [largest * value for value in x], rounding, saturation)
+    axes.plot(x, [value / largest if math.isfinite(value) else math.nan for value in y], **look)
+
+
+def staircase(
+    format: Format, x: Sequence[float], rounding: Rounding = "nearest_even", saturation: Saturation = "finite"
+) -> list[float]:
+    """Return the cast of each x, in float64; infinities and NaN as they come."""
+    import torch
+
+    values = torch.tensor(x, dtype=torch.float64)
+    cast: list[float] = sqnr.cast(values, format, 1.0, rounding, saturation).tolist()
+    return cast
+
+
+def _dress(axes: Any, title: str, xlabel: str, ylabel: str) -> None:
+    axes.set_title(title, loc="left")
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+
+
+def _page(formats: Sequence[Format], svg: str) -> str:
+    rows = []
+    for format in formats:
+        facts = facts_of(format)
+        cells = [
+            facts.name, f"{facts.bits:g}", facts.split, number(facts.max_finite), number(facts.min_normal),
+            number(facts.min_positive), f"{facts.range_db:.0f} dB", f"{facts.digits:.1f}", facts.specials, facts.source,
+        ]  # fmt: skip
+        rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+    names = ", ".join(format.name for format in formats)
+    heads = "format,bits,E/M,max,min normal,min positive,range,digits,specials,source".split(",")
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(names)}</title>'
+        '<meta name="viewport" content="width=device-width">'
+        "<style>body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1b1d21;"
+        "background:#fff}svg{width:100%;height:auto}.wide{overflow-x:auto}table{border-collapse:collapse}"
+        "td,th{padding:.3rem .7rem;text-align:left;border-bottom:1px solid #d9d8d2;white-space:nowrap}</style>"
+        f"<h1>{html.escape(names)}</h1>{svg[svg.index('<svg') :]}"
+        f'<div class="wide"><table><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr>{"".join(rows)}</table></div>'
+        "</html>\n"
+    )

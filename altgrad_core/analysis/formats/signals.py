@@ -1,0 +1,193 @@
+"""Tensors to measure formats on: samples of standard distributions, and tensors from files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from altgrad_core.errors import AltgradError, nearest
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+SAMPLES = 1 << 20
+"""The size of a 1024 x 1024 matrix. With heavy tails the largest sample, and so the scale, grows with the number."""
+COLUMNS = 1024
+"""Blocks lie along rows of this length."""
+_NAMED = 12  # tensors of a file that an error names
+
+
+@attrs.frozen(kw_only=True)
+class Signal:
+    """A tensor with a name."""
+
+    name: str
+    """What a table calls it."""
+    meaning: str
+    """What it is, in a few words."""
+    values: Tensor
+    """float32, two-dimensional where blocks should lie along rows."""
+
+
+def _normal(size: int, generator: torch.Generator) -> Tensor:
+    import torch
+
+    return torch.randn(size, generator=generator)
+
+
+def _uniform(size: int, generator: torch.Generator) -> Tensor:
+    import torch
+
+    return torch.rand(size, generator=generator) * 2 - 1
+
+
+def _laplace(size: int, generator: torch.Generator) -> Tensor:
+    import torch
+
+    sign = torch.sign(_uniform(size, generator))
+    return sign * -torch.log1p(-torch.rand(size, generator=generator))
+
+
+def _student(size: int, generator: torch.Generator) -> Tensor:
+    import torch
+
+    # A normal number over the root mean square of three others.
+    normal = torch.randn(4, size, generator=generator)
+    return normal[0] / normal[1:].square().mean(dim=0).sqrt()
+
+
+def _lognormal(size: int, generator: torch.Generator) -> Tensor:
+    import torch
+
+    sign = torch.sign(_uniform(size, generator))
+    return sign * torch.exp(2 * torch.randn(size, generator=generator))
+
+
+DISTRIBUTIONS: dict[str, tuple[str, Callable[[int, torch.Generator], Tensor]]] = {
+    "normal": ("standard deviation 1", _normal),
+    "Laplace": ("density exp(-|x|)/2", _laplace),
+    "uniform": ("from -1 to 1", _uniform),
+    "Student t": ("3 degrees of freedom: heavy tails, as of activations with outliers", _student),
+    "log-normal": ("random sign, log of the magnitude normal with deviation 2: as of gradients", _lognormal),
+}
+
+
+def distributions(samples: int = SAMPLES, seed: int = 0) -> list[Signal]:
+    """Draw ``samples`` numbers of each distribution, in rows of 1024; each from its own generator with the same seed."""
+    import torch
+
+    if samples < COLUMNS:
+        raise AltgradError(f"--samples is {COLUMNS} or more, got {samples}.")
+    found = []
+    for name, (meaning, draw) in DISTRIBUTIONS.items():
+        values = draw(samples // COLUMNS * COLUMNS, torch.Generator().manual_seed(seed))
+        found.append(Signal(name=name, meaning=meaning, values=values.reshape(-1, COLUMNS)))
+    return found
+
+
+def from_file(where: str) -> Signal:
+    """Read ``FILE`` or ``FILE:TENSOR``: .safetensors, .npy, or .pt / .pth / .bin without unpickling any code.
+
+    The tensor becomes float32; NaN and Inf become 0, which the meaning states. Raises ``AltgradError`` for a file that
+    is not there or not readable, for a name that is not in it (or is needed), and for a tensor that holds no numbers.
+    """
+    import torch
+
+    path, name = _split(where)
+    tensors = _tensors(path)
+    if name is None and len(tensors) == 1:
+        (name,) = tensors
+    if name is None or name not in tensors:
+        listed = ", ".join(sorted(tensors)[:_NAMED]) + (", ..." if len(tensors) > _NAMED else "")
+        lead = f"{path} has no tensor '{name}'.{nearest(name, tensors)}" if name else f"Say which tensor of {path}."
+        raise AltgradError(f"{lead} It holds {len(tensors)}: {listed or 'none'}. Write {path}:NAME.")
+    tensor = tensors[name]()
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        raise AltgradError(
+            f"{path}: '{name}' has dtype {str(tensor.dtype).removeprefix('torch.')} and shape {list(tensor.shape)}; "
+            "a floating-point tensor with at least one element is needed."
+        )
+    values = tensor.float()
+    finite = torch.isfinite(values)
+    lost = int((~finite).sum())
+    note = f"; {lost:,} NaN or Inf count as 0" if lost else ""
+    shape = " x ".join(str(size) for size in tensor.shape) or "a number"
+    return Signal(
+        name=name.rpartition("/")[2],
+        meaning=f"{path}, {shape}, {str(tensor.dtype).removeprefix('torch.')}{note}",
+        values=torch.where(finite, values, 0.0),
+    )
+
+
+def _split(where: str) -> tuple[Path, str | None]:
+    if Path(where).exists():
+        return Path(where), None
+    path, colon, name = where.rpartition(":")
+    if colon and Path(path).exists():
+        return Path(path), name
+    raise AltgradError(f"--tensor: there is no file {path if colon else where}. Write FILE, or FILE:TENSOR.")
+
+
+def _tensors(path: Path) -> dict[str, Callable[[], Tensor]]:
+    """Return name -> a function that reads the tensor, so that one tensor of a large file costs no more than itself."""
+    import torch
+
+    readers: Mapping[str, Callable[[Path], dict[str, Callable[[], Tensor]]]] = {
+        ".safetensors": _safetensors,
+        ".npy": _numpy,
+        ".pt": _torch,
+        ".pth": _torch,
+        ".bin": _torch,
+    }
+    if path.suffix not in readers or path.is_dir():
+        raise AltgradError(f"--tensor reads {', '.join(readers)} files, got {path}.")
+    try:
+        return readers[path.suffix](path)
+    except AltgradError:
+        raise
+    except Exception as error:  # each library has its own errors for a damaged file
+        del torch
+        raise AltgradError(f"{path} cannot be read as {path.suffix}: {str(error).splitlines()[0]}") from None
+
+
+def _safetensors(path: Path) -> dict[str, Callable[[], Tensor]]:
+    from safetensors import safe_open
+
+    opened: Any = safe_open(path, framework="pt")
+    return {name: lambda name=name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+
+
+def _numpy(path: Path) -> dict[str, Callable[[], Tensor]]:
+    import numpy as np
+    import torch
+
+    array = np.load(path, allow_pickle=False)
+    return {path.stem: lambda: torch.from_numpy(np.ascontiguousarray(array))}
+
+
+def _torch(path: Path) -> dict[str, Callable[[], Tensor]]:
+    import torch
+
+    return _flat(torch.load(path, map_location="cpu", weights_only=True), path.stem)
+
+
+def _flat(value: Any, name: str, above: str = "") -> dict[str, Callable[[], Tensor]]:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return {above or name: lambda: value}
+    found = {}
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            found.update(_flat(inner, name, f"{above}.{key}" if above else str(key)))
+    return found
+
+
+def rms(values: Tensor) -> float:
+    """Return the root mean square, in float64."""
+    return math.sqrt(values.double().square().mean().item())

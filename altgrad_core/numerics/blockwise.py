@@ -1,0 +1,54 @@
+"""Tensors as matrices cut into blocks: shapes, and one number a block spread over its elements.
+
+Any tensor counts as the matrix [rows, columns] that a linear layer makes of it: its last dimension, and the product of
+the others (one row for 1-d and 0-d tensors). Blocks of ``(block_rows, block_columns)`` start at its first element; the
+last ones may be ragged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from altgrad_core.errors import AltgradError
+
+Block = tuple[int, int]
+
+
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """Return the rows and columns that a tensor of this shape counts as."""
+    columns = shape[-1] if len(shape) else 1
+    rows = 1
+    for size in shape[:-1]:
+        rows *= size
+    return rows, columns
+
+
+def block_counts(shape: Sequence[int], block: Block) -> tuple[int, int]:
+    """Return how many blocks lie below and beside each other; raises ``AltgradError`` for a block that is none."""
+    if len(block) != 2 or min(block) < 1:
+        raise AltgradError(f"A block is (rows, columns), both at least 1, got {tuple(block)}.")
+    rows, columns = matrix_shape(shape)
+    return -(-rows // block[0]), -(-columns // block[1])
+
+
+def check_block(scale: object, shape: Sequence[int], block: Block, what: str) -> Tensor:
+    """Return the scales of blocks as a float32 tensor; raises ``AltgradError`` unless there is one for each block."""
+    counts = block_counts(shape, block)
+    if not isinstance(scale, Tensor) or tuple(scale.shape) != counts:
+        came = f"a tensor of shape {list(scale.shape)}" if isinstance(scale, Tensor) else repr(scale)
+        raise AltgradError(
+            f"With blocks of {block[0]} x {block[1]} a tensor of shape {list(shape)} needs a {what} of shape "
+            f"{list(counts)}, one for each block; got {came}."
+        )
+    return scale.detach().to(torch.float32)
+
+
+def expand(scales: Tensor, shape: Sequence[int], block: Block) -> Tensor:
+    """Spread one number a block over the elements: [nr, nc] -> a tensor of the given shape."""
+    rows, columns = matrix_shape(shape)
+    spread = scales.repeat_interleave(block[0], dim=0)[:rows] if block[0] > 1 else scales
+    spread = spread.repeat_interleave(block[1], dim=1)[:, :columns] if block[1] > 1 else spread
+    return spread.reshape(tuple(shape))

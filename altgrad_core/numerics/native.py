@@ -1,0 +1,185 @@
+"""The native CPU kernel: one C++ file, compiled by the machine's compiler when a cast first wants it.
+
+The compiled library lies in the user's cache folder under a name made of the source, the compiler and the processor, so
+that it is built once (about a second) and never used where it does not belong. It links nothing but the OpenMP runtime
+that torch has loaded: its threads are torch's threads. Where there is no compiler, or the folder cannot be written, or
+``ALTGRAD_KERNEL=torch`` says so, casts use tensor operations and give the same bits; ``status()`` tells which and why.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import attrs
+
+from altgrad_core.errors import AltgradError, unknown
+
+SOURCE = Path(__file__).with_name("cast.cpp")
+KERNELS = ("auto", "native", "torch")
+_TIMEOUT_S = 120
+# Contraction would fuse a product that is not exact into a sum; without traps and errno comparisons become masks.
+_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-w")
+
+
+@attrs.frozen(kw_only=True)
+class KernelStatus:
+    """Which kernel casts on the CPU, and why."""
+
+    native: bool
+    """Whether the compiled kernel is in use."""
+    reason: str
+    """The compiler and the library's path, or what stands in the way."""
+    library: ctypes.CDLL | None = attrs.field(default=None, repr=False, eq=False)
+    """The loaded library."""
+
+
+class _Unavailable(Exception):
+    """Why there is no native kernel."""
+
+
+@cache
+def status() -> KernelStatus:
+    """Load the kernel, compiling it the first time on this machine, and tell how that went; never fails for want of a
+    compiler.
+
+    The environment variable ``ALTGRAD_KERNEL`` chooses: ``auto`` (the default), ``torch`` (never the native one), or
+    ``native``, which makes it an ``AltgradError`` when the kernel cannot be built.
+    """
+    wanted = os.environ.get("ALTGRAD_KERNEL", "auto") or "auto"
+    if wanted not in KERNELS:
+        raise AltgradError("ALTGRAD_KERNEL: " + unknown("kernel", wanted, KERNELS))
+    if wanted == "torch":
+        return KernelStatus(native=False, reason="ALTGRAD_KERNEL=torch")
+    try:
+        library, reason = _load()
+    except _Unavailable as error:
+        if wanted == "native":
+            raise AltgradError(f"ALTGRAD_KERNEL=native, but the native kernel cannot be had: {error}.") from error
+        return KernelStatus(native=False, reason=str(error))
+    return KernelStatus(native=True, reason=reason, library=library)
+
+
+def _load() -> tuple[ctypes.CDLL, str]:
+    if sys.byteorder != "little":
+        raise _Unavailable("it is written for little-endian machines")
+    compiler = _compiler()
+    path = cache_folder() / f"cast-{_fingerprint(compiler)}.so"
+    if not path.exists():
+        _build(compiler, path)
+    try:
+        library = ctypes.CDLL(str(path))
+        _declare(library)
+    except (OSError, AttributeError) as error:
+        raise _Unavailable(f"{path} does not load ({error}); delete it to have it built again") from error
+    return library, f"{path} ({compiler})"
+
+
+def cache_folder() -> Path:
+    """Return the folder of compiled kernels: ``$ALTGRAD_CACHE``, else ``altgrad`` in the user's cache folder."""
+    if chosen := os.environ.get("ALTGRAD_CACHE"):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "altgrad"
+
+
+def _compiler() -> str:
+    names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
+    for name in names:
+        if name and (found := shutil.which(name)):
+            return found
+    raise _Unavailable("no C++ compiler (c++, g++, clang++, or the one that CXX names) on the path")
+
+
+def _fingerprint(compiler: str) -> str:
+    """Hash what the library depends on: the source, the flags, the compiler, the processor's features, OpenMP."""
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, timeout=_TIMEOUT_S, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise _Unavailable(f"{compiler} --version does not work ({error})") from error
+    parts = [SOURCE.read_bytes(), repr(_FLAGS).encode(), version, _processor(), (_openmp() or "").encode()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _processor() -> bytes:
+    """Return what ``-march=native`` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}".encode()
+    kept = (b"model name", b"flags", b"Features", b"CPU part")
+    return b"\n".join(sorted({line for line in lines if line.startswith(kept)}))
+
+
+def _openmp() -> str | None:
+    """Return the path of the OpenMP runtime that torch has loaded into this process, None when there is none."""
+    import torch
+
+    assert torch.get_num_threads() >= 1
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        path = line.split(" ")[-1]
+        if Path(path).name.startswith(("libgomp", "libiomp5", "libomp")):
+            return path
+    return None
+
+
+def _build(compiler: str, path: Path) -> None:
+    openmp = _openmp()
+    # Two OpenMP runtimes in one process would each keep a thread on every core: torch's own, or one thread.
+    parallel = [["-fopenmp", openmp], []] if openmp else [[]]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            built = Path(folder) / "cast.so"
+            failure = ""
+            for native in (["-march=native"], ["-mcpu=native"], []):
+                for threads in parallel:
+                    # -fopenmp compiles the pragmas; the runtime's path, not the flag, says what to link.
+                    compile_threads = threads[:1]
+                    object_file = Path(folder) / "cast.o"
+                    first = [compiler, *_FLAGS, *native, *compile_threads, "-c", str(SOURCE), "-o", str(object_file)]
+                    second = [compiler, "-shared", str(object_file), *threads[1:], "-lm", "-o", str(built)]
+                    failure = _run(first) or _run(second)
+                    if not failure:
+                        os.replace(built, path)
+                        return
+    except OSError as error:
+        raise _Unavailable(f"the kernel cannot be kept in {path.parent} ({error})") from error
+    raise _Unavailable(f"{compiler} cannot compile it: {failure}")
+
+
+def _run(command: list[str]) -> str:
+    """Run a compiler; return what it complained of, nothing when it succeeded."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        return str(error)
+    lines = done.stderr.strip().splitlines()
+    return "" if done.returncode == 0 else (lines[-1] if lines else f"exit status {done.returncode}")
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    pointer, integer, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+    library.altgrad_cast.argtypes = [
+        *(pointer, integer, pointer, integer, long, long),  # x, its type, q, its type, rows, columns
+        *(pointer, pointer),  # the grid's numbers and lengths
+        *(pointer, pointer, pointer, long, long, integer),  # inverse, scale, multiplier, block, exact scale
+        *(integer, integer),  # rounding, saturation
+        *(pointer, long, long, integer),  # keys, number of the first element, columns of the whole, random bits
+        *(pointer, integer),  # statistics, threads
+    ]
+    library.altgrad_cast.restype = None
+    library.altgrad_amax.argtypes = [pointer, integer, long, long, long, long, pointer, integer]
+    library.altgrad_amax.restype = None

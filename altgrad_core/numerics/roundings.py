@@ -1,0 +1,141 @@
+"""The rounding modes other than nearest even, and saturation, for the grid of a ``FloatFormat``, with tensor operations.
+
+The magnitude is divided by its unit, the spacing of the grid there, which is a power of two, so that nothing is rounded;
+the whole part is the lower neighbour, and the fraction decides whether the upper one is taken. All of it is exact in
+float32 for the formats whose nearest-even kernel is, and in float64 for all.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from altgrad_core.numerics.kernel import Grid, path_of, power_of_two, round_nearest_even
+from altgrad_core.numerics.modes import Rounding, Saturation
+
+
+def round_unsaturated(
+    y: Tensor, grid: Grid, rounding: Rounding, bits: Tensor | None = None, random_bits: int = 32
+) -> Tensor:
+    """Round ``y`` (float32 or float64, any shape) on the grid that goes on for one value beyond ``max_finite``.
+
+    ``bits`` are int64 numbers below 2^32, one an element, for ``stochastic``, which uses the top ``random_bits`` of
+    each. NaN stays NaN, the sign stays (also that of zero), Inf becomes ``grid.beyond``. Exact where the float32 path
+    of ``kernel.py`` is, but for ``stochastic``; else give it float64.
+    """
+    z = y.abs().clamp_max(min(grid.beyond, torch.finfo(y.dtype).max))
+    power = power_of_two(z, grid)
+    units = z / power * 2.0**grid.mantissa_bits
+    whole = units.floor()
+    up = _goes_up(units - whole, whole, power, torch.signbit(y), grid, rounding, bits, random_bits)
+    q = (whole + up) * (power * 2.0**-grid.mantissa_bits)
+    q = torch.where(torch.isinf(y), grid.beyond, q)
+    return torch.copysign(q, y)
+
+
+def _goes_up(
+    fraction: Tensor,
+    whole: Tensor,
+    power: Tensor,
+    negative: Tensor,
+    grid: Grid,
+    rounding: Rounding,
+    bits: Tensor | None,
+    random_bits: int,
+) -> Tensor:
+    if rounding == "nearest_even":
+        # The code is whole plus a multiple of 2^M; with M = 0 it is the exponent field, or 0.
+        if grid.mantissa_bits:
+            odd = whole.remainder(2.0) == 1.0
+        else:
+            field = torch.frexp(power)[1] - 1 + grid.bias
+            odd = (whole > 0) & (field.remainder(2) == 1)
+        return (fraction > 0.5) | ((fraction == 0.5) & odd)
+    if rounding == "nearest_away":
+        return fraction >= 0.5
+    if rounding == "up":
+        return (fraction > 0) & ~negative
+    if rounding == "down":
+        return (fraction > 0) & negative
+    if rounding == "toward_zero":
+        return torch.zeros_like(fraction, dtype=torch.bool)
+    assert bits is not None
+    return carries(fraction, bits, random_bits)
+
+
+def carries(fraction: Tensor, bits: Tensor, random_bits: int) -> Tensor:
+    """Tell where stochastic rounding goes up: fraction * 2^N, rounded to even, plus the top N bits reaches 2^N.
+
+    ``fraction`` is float64 from 0 to below 1; exactly 0 never goes up.
+    """
+    threshold = torch.round(fraction * 2.0**random_bits)
+    return threshold + (bits >> (32 - random_bits)).double() >= 2.0**random_bits
+
+
+def overflows(r: Tensor, y: Tensor, grid: Grid) -> Tensor:
+    """Tell which finite elements of ``y`` rounded to something beyond the grid; ``r`` is ``round_unsaturated``'s."""
+    over = r.abs() > grid.max_finite
+    if not grid.signed:
+        over = over | (r < 0)
+    return over & torch.isfinite(y)
+
+
+def saturate(r: Tensor, y: Tensor, grid: Grid, rounding: Rounding, saturation: Saturation) -> Tensor:
+    """Return ``r``, which ``round_unsaturated`` made of ``y``, with what is beyond the grid put where it belongs."""
+    over = r.abs() > grid.max_finite
+    negative = torch.signbit(y)
+    limit = torch.full_like(r, grid.max_finite)
+    if not grid.signed:
+        over = over | (r < 0)
+        limit = torch.where(negative, 0.0, limit)
+    specials = grid.has_inf or grid.has_nan
+    if saturation == "none" and specials:
+        outside = torch.full_like(r, math.inf if grid.has_inf else math.nan)
+        if not grid.signed:
+            outside = torch.where(negative, math.nan, outside)
+        inwards = torch.isfinite(y)
+        if rounding == "up":
+            inwards = inwards & negative
+        elif rounding == "down":
+            inwards = inwards & ~negative
+        elif rounding != "toward_zero":
+            inwards = torch.zeros_like(inwards)
+        beyond = torch.where(inwards, limit, outside)
+    elif saturation == "propagate" and grid.has_inf:
+        kept = torch.isinf(y) if grid.signed else y == math.inf
+        beyond = torch.where(kept, math.inf, limit)
+    else:
+        beyond = limit
+    size = torch.where(over, beyond, r.abs())
+    if not grid.signed:
+        return size
+    q = torch.copysign(size, y)
+    return q if grid.has_negative_zero else q + 0.0
+
+
+def round_to_grid(
+    y: Tensor,
+    grid: Grid,
+    rounding: Rounding,
+    saturation: Saturation,
+    bits: Tensor | None = None,
+    random_bits: int = 32,
+) -> tuple[Tensor, Tensor]:
+    """Return what ``y`` (float32 or float64) rounds to, in its dtype, and which finite elements overflowed."""
+    if rounding == "nearest_even":
+        return round_nearest_even(y, grid, saturation), nearest_overflows(y, grid)
+    wide = y.double() if rounding == "stochastic" or path_of(grid, y.dtype) != "float32" else y
+    r = round_unsaturated(wide, grid, rounding, bits, random_bits)
+    return saturate(r, wide, grid, rounding, saturation).to(y.dtype), overflows(r, wide, grid)
+
+
+def nearest_overflows(y: Tensor, grid: Grid) -> Tensor:
+    """Tell which finite elements of ``y`` (float32 or float64) round, nearest even, to something beyond the grid."""
+    threshold = grid.overflow_threshold
+    size = y.abs().double()
+    over = size > threshold if grid.threshold_rounds_to_max else size >= threshold
+    if not grid.signed:
+        over = torch.where(y < 0, size > grid.min_positive / 2, over)
+    return over & torch.isfinite(y)

@@ -1,0 +1,103 @@
+"""Random bits for stochastic rounding: a pure function of seed, step, tensor name and element.
+
+A stateful generator would make the bits of one tensor depend on all that was drawn before, on the order of the threads
+and on how a tensor is cut into shards (torch's own on the CPU is also serial, and slower than the cast). Here element n
+of a tensor hashes its own number n with a 64-bit key made of (seed, step, name):
+
+    h = n * 0x9E3779B1 + key_low             (the low 32 bits of everything)
+    h = (h ^ h >> 16) * 0x21F0AAAD ^ key_high
+    h = (h ^ h >> 15) * 0x735A2D97
+    h =  h ^ h >> 15
+
+The multipliers are those of Wellons' two-round integer hash, whose bias is among the lowest known for two
+multiplications (github.com/skeeto/hash-prospector); the second half of the key enters between the rounds, so that two
+keys do not give permutations of one sequence. Numbers from 2^32 on continue under a further key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import attrs
+import torch
+from torch import Tensor
+
+from altgrad_core.errors import AltgradError
+
+MAX_RANDOM_BITS = 32
+
+_GOLDEN, _FIRST, _SECOND = 0x9E3779B1, 0x21F0AAAD, 0x735A2D97
+_LOW = 0xFFFFFFFF
+
+
+@attrs.frozen(kw_only=True)
+class Draw:
+    """Names the random bits of one cast; the same names draw the same bits, in any process and on any device.
+
+    The tensor is looked at as a matrix [rows, columns]: its last dimension, and the product of the others. A shard of a
+    larger matrix says where it begins and how many columns the whole has, and draws what the whole would.
+    """
+
+    seed: int
+    """The run's seed, any integer."""
+    step: int = 0
+    """The training step, any integer."""
+    name: str = ""
+    """The tensor's name; two tensors of one step must not share it."""
+    start: tuple[int, int] = (0, 0)
+    """Row and column, in the whole matrix, of the tensor's first element."""
+    columns: int | None = None
+    """Columns of the whole matrix; None: those of the tensor."""
+
+    def key(self, page: int = 0) -> tuple[int, int]:
+        """Return the low and the high 32 bits of the key for the elements numbered from ``page * 2**32``."""
+        text = f"{self.seed} {self.step} {page} {self.name}".encode()
+        digest = hashlib.blake2b(text, digest_size=8).digest()
+        return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+
+    def layout(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """Return (number of the first element, columns of the tensor, columns of the whole) for a tensor's shape.
+
+        Raises ``AltgradError`` when the tensor does not fit beside its start in the whole.
+        """
+        columns = shape[-1] if len(shape) else 1
+        whole = columns if self.columns is None else self.columns
+        row, column = self.start
+        if row < 0 or column < 0 or column + columns > whole:
+            raise AltgradError(
+                f"A shard of {columns} columns that starts at row {row}, column {column} does not lie in a tensor of "
+                f"{whole} columns; Draw(start=..., columns=...) describe the whole tensor."
+            )
+        return row * whole + column, columns, whole
+
+
+def random_bits(draw: Draw, shape: Sequence[int], device: torch.device | str | None = None) -> Tensor:
+    """Return int64 numbers from 0 to 2^32 - 1 of the given shape, uniform, one for each element."""
+    first, columns, whole = draw.layout(shape)
+    count = 1
+    for size in shape:
+        count *= size
+    if count == 0:
+        return torch.empty(tuple(shape), dtype=torch.int64, device=device)
+    if columns == whole:
+        number = torch.arange(first, first + count, device=device)
+    else:
+        rows = torch.arange(count // columns, device=device) * whole + first
+        number = (rows[:, None] + torch.arange(columns, device=device)).reshape(-1)
+    last_page = (first + (count // columns - 1) * whole + columns - 1) >> 32
+    if last_page == first >> 32:
+        return _hash(number & _LOW, draw.key(last_page)).view(tuple(shape))
+    low, page = number & _LOW, number >> 32
+    result = torch.zeros_like(number)
+    for each in range(first >> 32, last_page + 1):
+        result = torch.where(page == each, _hash(low, draw.key(each)), result)
+    return result.view(tuple(shape))
+
+
+def _hash(number: Tensor, key: tuple[int, int]) -> Tensor:
+    """Hash int64 numbers below 2^32. No product reaches 2^63: the multipliers count as signed 32-bit numbers."""
+    h = (number * (_GOLDEN - 2**32) + key[0]) & _LOW
+    h = (((h ^ (h >> 16)) * _FIRST) & _LOW) ^ key[1]
+    h = ((h ^ (h >> 15)) * _SECOND) & _LOW
+    return h ^ (h >> 15)

@@ -1,0 +1,105 @@
+"""Casts one operand of one layer, as an ``OperandCast`` says."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from altgrad_core.errors import AltgradError
+from altgrad_core.numerics.blockwise import Block
+from altgrad_core.numerics.cast import cast
+from altgrad_core.numerics.formats import BlockFormat, Format
+from altgrad_core.numerics.registry import get_format
+from altgrad_core.numerics.scaling import ScalingPolicy
+from altgrad_core.numerics.stochastic import Draw
+from altgrad_core.plugins import installed
+from altgrad_core.recipes.recipe import OperandCast
+
+
+class Quantized(NamedTuple):
+    """An operand as a GEMM reads it: operand ~ factor * values."""
+
+    values: Tensor
+    """Grid values times their scale, but for the factor; in the shape of the operand."""
+    factor: Tensor | None
+    """What the product has to be multiplied by, 0-d float32 from 1 to below 2; None for 1."""
+    statistics: Tensor | None
+    """The statistics vector, None unless asked for."""
+
+
+class Quantizer(nn.Module):
+    """Holds the operand's scaling policy, so that delayed scaling's history is in ``state_dict``.
+
+    A scale is shared out so that the values lie where the operand itself lies, and a GEMM on them leaves no range that
+    the layer without casts keeps to. Powers of two go into the values. So do all scales of rows and blocks, but for
+    nvfp4's tensor scale; of that one and of other scales for a whole tensor, 2^k * m with 1 <= m < 2, the values get
+    2^k and the product m.
+    """
+
+    def __init__(self, operand: OperandCast) -> None:
+        super().__init__()
+        self.operand = operand
+        found = get_format(operand.format)
+        self.format: Format = found.element if isinstance(found, BlockFormat) else found
+        """What the operand's elements are cast to; of a block format the format of its elements."""
+        choice = operand.scaling
+        if isinstance(found, BlockFormat) and choice.kind != (own := "nvfp4" if found.tensor_scale else "mx"):
+            raise AltgradError(
+                f"The block format '{found.name}' has scales of its own, scaling '{own}'; got scaling '{choice.kind}'. "
+                f"Leave 'scaling' out, or take the format of its elements, '{found.element.name}'."
+            )
+        self.scaling: ScalingPolicy = installed().get("scaling", choice.kind).value(choice.options, found)
+        self.last_scale: Tensor | None = None
+        """Decode scale of the newest cast along the last dimension, 0-d or [nr, nc], for probes: under delayed scaling
+        the policy has moved on since."""
+        self.last_block: Block | None = None
+        """Rows and columns that share each of ``last_scale``; None when it is 0-d."""
+
+    @property
+    def directional(self) -> bool:
+        """Whether each of the two GEMMs that read the operand needs a cast of its own."""
+        return self.scaling.directional
+
+    @property
+    def fits_bfloat16(self) -> bool:
+        """Whether the values of ``forward`` are exactly bfloat16 values."""
+        return self.format.fits_bfloat16 and self.scaling.keeps_bfloat16
+
+    @property
+    def draws(self) -> bool:
+        """Whether ``forward`` needs a ``draw``."""
+        return self.operand.rounding == "stochastic"
+
+    def forward(
+        self, x: Tensor, *, dtype: torch.dtype, statistics: bool, axis: int = -1, draw: Draw | None = None
+    ) -> Quantized:
+        """Return ``x`` of any shape as grid values in ``dtype``.
+
+        ``axis`` says which dimension of ``x``, as the matrix [rows, columns], the GEMM sums over: the last (-1) or the
+        rows (0). It changes the result of directional scaling only. ``draw`` names the random bits of stochastic
+        rounding.
+        """
+        block = self.scaling.block(x, axis)
+        scale, inside, factor = self.scaling.shared_out(x, axis)
+        if axis == -1:
+            self.last_scale, self.last_block = scale, block
+        values, vector = cast(
+            x,
+            self.format,
+            scale=scale,
+            block=block,
+            rounding=self.operand.rounding,
+            saturation=self.operand.saturation,
+            draw=draw,
+            random_bits=self.operand.random_bits,
+            dtype=dtype,
+            multiplier=inside,
+            statistics=statistics,
+        )
+        return Quantized(values, factor, vector)
+
+    def extra_repr(self) -> str:
+        """Show the format and the scaling in ``print(model)``."""
+        return f"{self.operand.format}, scaling={self.operand.scaling.kind}"

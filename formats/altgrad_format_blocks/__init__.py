@@ -1,0 +1,1 @@
+"""Block formats: the MX formats of OCP and NVIDIA's nvfp4."""

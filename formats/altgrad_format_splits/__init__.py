@@ -1,0 +1,1 @@
+"""The eight ways to split 8 bits into exponent and mantissa, under one rule, for fair comparison."""
