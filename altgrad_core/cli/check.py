@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from altgrad_core.experiments.plan import PlannedSize
     from altgrad_core.experiments.schema import Experiment, RunConfig
     from altgrad_core.plugins import Choice, Extension, Plugins
-    from altgrad_core.recipes.recipe import Recipe
+    from altgrad_core.recipes.recipe import OperandCast, Recipe
 
 
 def check(
@@ -113,12 +113,16 @@ def _details(experiment: Experiment, sizes: dict[str, PlannedSize]) -> list[str]
 
 def recipe_text(recipe: Recipe) -> str:
     """Return a recipe in a line: what is cast to what, and the precision of the rest."""
-    from altgrad_core.recipes.resolve import CASTS
-
-    casts = [(name, getattr(recipe, name)) for name in CASTS if getattr(recipe, name) is not None]
-    said = [f"{name} {cast.format} ({_choice_text(cast.scaling)})" for name, cast in casts] or ["no casts"]
+    said = [f"{name} {_cast_text(cast)}" for name, cast in recipe.all_casts().items()] or ["no casts"]
     said += [f"{override.match} as {override.recipe.name}" for override in recipe.overrides]
     return f"{recipe.name}: {', '.join(said)}, the rest in {recipe.compute}"
+
+
+def _cast_text(cast: OperandCast) -> str:
+    how = [_choice_text(cast.scaling)]
+    if cast.rounding != "nearest_even":
+        how.append(cast.rounding)
+    return f"{cast.format} ({', '.join(how)})"
 
 
 def _layers_text(run: RunConfig, sizes: dict[str, PlannedSize]) -> str:

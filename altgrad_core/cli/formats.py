@@ -1,151 +1,188 @@
-"""``altgrad formats``: what there is, and one format in full. Imports no torch."""
+"""``altgrad formats``: the number formats, one in full, several side by side. Torch is imported where tensors are cast."""
 
 from __future__ import annotations
 
+import json
 import math
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from altgrad_core.errors import AltgradError, unknown
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from altgrad_core.analysis.formats.signals import Signal
     from altgrad_core.numerics.formats import Format
 
-_SPECIALS = {
-    "ieee": "Inf NaN",
-    "fn": "NaN",
-    "fnuz": "NaN, no -0",
-    "none": "none",
-}
-# Below this width the table leaves out what the page of one format says as well.
-_WIDE, _NARROW = 150, 66
-_LISTED_BITS = 8
+_SMALL_BITS = 8
+_EVERY_COLUMN = 150
 
 
 def formats(
-    name: Annotated[
-        str | None, typer.Argument(help="A format's name, such as e4m3fn, or any e<E>m<M>[fn|fnuz|f].")
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME]...",
+            help="Formats: none for the table of all, one for its page, several side by side.",
+            show_default=False,
+        ),
     ] = None,
+    values: Annotated[bool, typer.Option("--values", help="List the values of a format of up to 16 bits.")] = False,
+    at: Annotated[
+        str | None, typer.Option("--at", metavar="X,X,...", help="What these numbers are cast to, and the error.")
+    ] = None,
+    sqnr: Annotated[
+        bool, typer.Option("--sqnr", help="Signal to quantization-noise ratio on standard distributions, in dB.")
+    ] = False,
+    tensor: Annotated[
+        str | None,
+        typer.Option("--tensor", metavar="FILE[:NAME]", help="The same on a tensor: .safetensors, .npy, .pt."),
+    ] = None,
+    scaling: Annotated[
+        str, typer.Option(help="For --sqnr: current (by the largest magnitude), best (power of two) or none.")
+    ] = "current",
+    samples: Annotated[int, typer.Option(help="For --sqnr: numbers drawn of each distribution.")] = 1 << 20,
+    seed: Annotated[int, typer.Option(help="For --sqnr: seed of the numbers.")] = 0,
+    rounding: Annotated[str, typer.Option(help="Rounding mode of the casts.")] = "nearest_even",
+    saturation: Annotated[str, typer.Option(help="Saturation mode of the casts.")] = "finite",
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the named formats: .png, .svg or .html.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """List the number formats; with NAME, show one format's constants and values."""
+    """List the number formats; show one in full; compare several at given numbers and by their noise."""
     from rich.console import Console
 
+    from altgrad_core.numerics.modes import ROUNDINGS, SATURATIONS
     from altgrad_core.numerics.registry import get_format
+
+    for what, name, known in (("rounding", rounding, ROUNDINGS), ("saturation", saturation, SATURATIONS)):
+        if name not in known:
+            raise AltgradError(unknown(what, name, known))
+    found = [get_format(name) for name in names or []]
+    noise = sqnr or tensor is not None
+    _check(found, values=values, at=at, plot=plot)
+    modes: Any = {"rounding": rounding, "saturation": saturation}
+    console = Console(highlight=False)
+    answer: dict[str, Any] = {}
+    if noise:
+        if not found:
+            found = _small()
+        answer.update(_noise(console, found, _signals(sqnr, tensor, samples, seed), scaling, modes, quiet=json_))
+        answer.update({"samples": samples, "seed": seed} if sqnr else {})
+    if at is not None or (len(found) > 1 and not noise and plot is None):
+        answer.update(_points(console, found, at, modes, quiet=json_))
+    if plot is not None:
+        from altgrad_core.analysis.formats import figure
+
+        figure.write(plot, found, **modes)
+        if not json_:
+            console.print(f"Wrote {plot}", markup=False, soft_wrap=True)
+    elif not answer and not json_:
+        _pages(console, found, values=values)
+    if json_:
+        typer.echo(json.dumps({**_facts(found, values=values), **answer, **modes}, indent=2, ensure_ascii=False))
+
+
+def _check(found: list[Format], *, values: bool, at: str | None, plot: Path | None) -> None:
+    for option, given in (("--at", at is not None), ("--plot", plot is not None)):
+        if given and not found:
+            raise AltgradError(f"{option} needs the names of formats: altgrad formats e4m3fn e5m2 {option} ...")
+    if values and len(found) != 1:
+        raise AltgradError(f"--values lists one format: altgrad formats NAME --values; {len(found)} are named.")
+
+
+def _pages(console: Console, found: list[Format], *, values: bool) -> None:
+    from altgrad_core.analysis.formats import listing
+    from altgrad_core.analysis.formats.layout import folded, show
+    from altgrad_core.analysis.formats.page import page
     from altgrad_core.plugins import installed
 
-    console = Console(highlight=False)
-    if name is not None:
-        _one(console, get_format(name))
+    if found:
+        show(console, page(found[0], console.width, ascii_only=console.options.ascii_only, values=values))
         return
-    plugins = installed()
-    found = [plugins.get("format", known).value for known in plugins.names("format")]
-    _table(console, sorted(found, key=lambda format: (-format.bits, format.name)))
-    console.print(
-        "Any e<E>m<M> works too: no suffix has Inf and NaN at the top exponent (all codes finite if E <= 1 or M = 0), "
-        "fn has no Inf, fnuz no Inf and no -0, f is finite throughout."
-    )
-    console.print("What OCP and hardware documents call E4M3 is e4m3fn here.")
-    if plugins.hint():
-        console.print(plugins.hint().strip(), markup=False)
-
-
-def number(value: float | None) -> str:
-    """Return a value of a format as people write it: plain where short, else a power of two times a short factor."""
-    if value is None:
-        return "-"
-    if not math.isfinite(value):
-        return "NaN" if math.isnan(value) else ("Inf" if value > 0 else "-Inf")
-    if value == 0:
-        return "-0" if math.copysign(1.0, value) < 0 else "0"
-    plain = f"{value:.9g}"
-    if float(plain) == value and len(plain) <= 9 and abs(value) >= 0.01 and "e" not in plain:
-        return plain
-    fraction, exponent = math.frexp(value)
-    if abs(fraction) == 0.5:
-        return f"{'-' if value < 0 else ''}2^{exponent - 1}"
-    factor = f"{2 * fraction:.9g}"
-    return f"{factor}*2^{exponent - 1}" if float(factor) == 2 * fraction and len(factor) <= 8 else f"{value:.6g}"
-
-
-def _table(console: Console, found: list[Format]) -> None:
-    from rich import box
-    from rich.table import Table
-
-    from altgrad_core.numerics.formats import FloatFormat
-
-    wide, narrow = console.width >= _WIDE, console.width < _NARROW
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("format", no_wrap=True)
-    for header in ("bits",) if narrow else ("bits", "E/M"):
-        table.add_column(header, justify="right", no_wrap=True)
-    if wide:
-        table.add_column("bias", justify="right", no_wrap=True)
-    for header in ("max", "min subnormal") if narrow else ("max", "min normal", "min subnormal"):
-        table.add_column(header if wide else header.replace(" ", "\n"), justify="right", no_wrap=True)
-    if wide:
-        table.add_column("specials", no_wrap=True)
-        table.add_column("source", overflow="fold")
-    for format in found:
-        if not isinstance(format, FloatFormat):
-            continue
-        cells = [format.name, str(format.bits)]
-        cells += [] if narrow else [f"{format.exponent_bits}/{format.mantissa_bits}"]
-        cells += [str(format.bias)] if wide else []
-        cells += [number(format.max_finite), *([] if narrow else [number(format.min_normal)])]
-        cells += [number(format.min_subnormal)]
-        cells += [_SPECIALS[format.specials], format.source] if wide else []
-        table.add_row(*cells)
-    console.print(table)
-
-
-def _one(console: Console, format: Format) -> None:
-    from altgrad_core.numerics.formats import FloatFormat
-
-    assert isinstance(format, FloatFormat)
-    sign = "sign, " if format.signed else "no sign, "
-    above = f"up to {number(format.overflow_threshold)}{'' if format.threshold_rounds_to_max else ', exclusive'}"
-    if not (format.has_inf or format.has_nan):
-        above = "everything beyond, for want of Inf and NaN"
-    rows = [
-        ("bits", f"{format.bits}: {sign}{format.exponent_bits} exponent, {format.mantissa_bits} mantissa"),
-        ("bias", str(format.bias)),
-        ("max finite", f"{number(format.max_finite)}  (code {_hex(format.max_code, format.bits)})"),
-        ("rounds to max", above),
-        ("min normal", number(format.min_normal)),
-        ("min subnormal", number(format.min_subnormal)),
-        ("Inf", "none" if format.inf_code is None else f"code {_hex(format.inf_code, format.bits)} and its negative"),
-        ("NaN", "none" if format.nan_code is None else f"encoded as {_hex(format.nan_code, format.bits)}"),
-        ("-0", "yes" if format.has_negative_zero else "no"),
-        ("in bfloat16", "every value is exact" if format.fits_bfloat16 else "not every value is exact"),
-        ("torch dtype", format.torch_dtype or "none"),
-        ("source", format.source or "not stated"),
+    show(console, listing.table(listing.families(), console.width))
+    said = [
+        "Any e<E>m<M> works too: no suffix has Inf and NaN at the top exponent (all codes finite if E <= 1 or M = 0), fn "
+        "has no Inf, fnuz no Inf and no -0, f is finite throughout; and any binary<K>p<P>{s|u}{e|f} of IEEE P3109.",
+        "What OCP and hardware documents call E4M3 is e4m3fn here. altgrad formats NAME shows one in full.",
     ]
-    if format.note:
-        rows.append(("note", format.note))
-    console.print(format.name, style="bold")
-    for label, text in rows:
-        console.print(f"  {label:<14} {text}", markup=False, soft_wrap=console.width < 40)
-    if format.bits > _LISTED_BITS:
-        console.print(f"\n  {2**format.bits} codes; values are listed for formats of up to {_LISTED_BITS} bits.")
-        return
-    shown = [number(format.value(code)) for code in range(2 ** (format.bits - int(format.signed)))]
-    heading = "codes with the sign bit clear" if format.signed else "codes"
-    console.print(f"\nValues of the {len(shown)} {heading}, in hexadecimal order:")
-    _grid(console, shown, format.bits)
+    if console.width < _EVERY_COLUMN:
+        said.append(f"A terminal of {_EVERY_COLUMN} columns or more shows what is left out here; so does --json.")
+    show(console, [("", ""), *folded([*said, installed().hint().strip()], console.width)])
 
 
-def _grid(console: Console, cells: list[str], bits: int) -> None:
-    """Print the cells in rows of a power of two of them, each row with the code of its first cell."""
-    digits = (bits + 3) // 4
-    width = max(len(cell) for cell in cells) + 2
-    across = 1
-    while across < 16 and across * 2 <= len(cells) and (across * 2) * width + digits + 5 <= console.width:
-        across *= 2
-    for start in range(0, len(cells), across):
-        line = "".join(cell.rjust(width) for cell in cells[start : start + across])
-        console.print(f"  0x{start:0{digits}X}{line}", markup=False, soft_wrap=True)
+def _points(console: Console, found: list[Format], at: str | None, modes: Any, *, quiet: bool) -> dict[str, Any]:
+    from altgrad_core.analysis.formats import compare, listing
+    from altgrad_core.analysis.formats.layout import folded, show
+    from altgrad_core.numerics.formats import BlockFormat
+
+    magnitudes = compare.MAGNITUDES if at is None else compare.parse_magnitudes(at)
+    cast = compare.points(found, magnitudes, **modes)
+    if not quiet:
+        if len(found) > 1:
+            show(console, [*listing.table([("", found)], console.width), ("", "")])
+        show(console, compare.table(cast, console.width))
+        said = [f"Rounding {modes['rounding']}, saturation {modes['saturation']}, scale 1."]
+        if any(isinstance(format, BlockFormat) for format in found):
+            said.append("In a block format each number is alone in its block, under the block's own scale.")
+        show(console, [("", ""), *folded(said, console.width)])
+    return {"at": [_plain(point.as_dict()) for point in cast]}
 
 
-def _hex(code: int, bits: int) -> str:
-    return f"0x{code:0{(bits + 3) // 4}X}"
+def _signals(sqnr: bool, tensor: str | None, samples: int, seed: int) -> list[Signal]:
+    from altgrad_core.analysis.formats import signals
+
+    read = [] if tensor is None else [signals.from_file(tensor)]
+    return [*(signals.distributions(samples, seed) if sqnr else []), *read]
+
+
+def _noise(
+    console: Console, found: list[Format], signals: list[Signal], scaling: str, modes: Any, *, quiet: bool
+) -> dict[str, Any]:
+    from altgrad_core.analysis.formats import sqnr
+    from altgrad_core.analysis.formats.layout import folded, show
+
+    if scaling not in sqnr.SCALINGS:
+        raise AltgradError(unknown("scaling", scaling, sqnr.SCALINGS))
+    chosen: Any = scaling
+    rows = sqnr.measure(found, signals, scaling=chosen, **modes)
+    if not quiet:
+        said = [f"{signal.name}: {signal.meaning}; {signal.values.numel():,} numbers" for signal in signals]
+        said += sqnr.legend(found, chosen, modes["rounding"], modes["saturation"])
+        show(console, [("SQNR in dB", "italic"), *sqnr.table(rows, signals, console.width), ("", "")])
+        show(console, folded(said, console.width))
+    named = {row.format: dict(zip((s.name for s in signals), row.sqnr_db, strict=True)) for row in rows}
+    return {"sqnr_db": _plain(named), "scaling": scaling}
+
+
+def _small() -> list[Format]:
+    """Return the registered formats of up to 8 bits that a tensor with negative numbers can be cast to."""
+    from altgrad_core.analysis.formats import listing
+
+    return [f for _, family in listing.families() for f in family if f.bits <= _SMALL_BITS and f.signed]
+
+
+def _facts(found: list[Format], *, values: bool) -> dict[str, Any]:
+    from altgrad_core.analysis.formats import listing
+    from altgrad_core.analysis.formats.facts import facts_of
+    from altgrad_core.analysis.formats.page import check_listed
+
+    shown = found or [format for _, family in listing.families() for format in family]
+    answer: dict[str, Any] = {"formats": [_plain(facts_of(format).as_dict()) for format in shown]}
+    if values:
+        check_listed(shown[0])
+        answer["values"] = _plain(shown[0].values())
+    return answer
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it: what is not finite becomes a word."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("Inf" if value > 0 else "-Inf")
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 
 from altgrad_core.recipes.resolve import CASTS
+from altgrad_core.recipes.resolve_cast import CAST_KEYS
 from altgrad_core.spelling import KeyPath
 
 
@@ -36,8 +37,10 @@ def shorthand(path: KeyPath) -> str | None:
             return "base"
         case ("recipe", str(operand)) if operand in CASTS:
             return "format"
-        case ("recipe", "scaling") | ("recipe", _, "scaling"):
+        case ("recipe", "scaling") | ("recipe", _, "scaling") | ("recipe", "optimizer_state", _, "scaling"):
             return "kind"
+        case ("recipe", "optimizer_state", str(state)) if state not in CAST_KEYS:
+            return "format"
     return None
 
 

@@ -11,7 +11,6 @@ from altgrad_core.experiments.runfile import PLUGIN_KINDS
 from altgrad_core.experiments.schema import Experiment, RunConfig
 from altgrad_core.plugins import Choice, Extension, Plugins
 from altgrad_core.recipes.recipe import Recipe
-from altgrad_core.recipes.resolve import CASTS
 
 if TYPE_CHECKING:
     from altgrad_core.training.data import TokenData, Workspace
@@ -109,11 +108,9 @@ def needed(experiment: Experiment, plugins: Plugins) -> list[Extension]:
             found.setdefault((kind, name), extension)
 
     def use_recipe(recipe: Recipe) -> None:
-        for operand in CASTS:
-            cast = getattr(recipe, operand)
-            if cast is not None:
-                use("format", cast.format)
-                use("scaling", cast.scaling.kind)
+        for cast in recipe.all_casts().values():
+            use("format", cast.format)
+            use("scaling", cast.scaling.kind)
         for override in recipe.overrides:
             use_recipe(override.recipe)
 

@@ -54,6 +54,11 @@ class BlockFormat(Format):
         return self.element.max_finite
 
     @property
+    def min_finite(self) -> float:
+        """Lowest finite value of an element."""
+        return self.element.min_finite
+
+    @property
     def min_positive(self) -> float:
         """Smallest value of an element above zero."""
         return self.element.min_positive
@@ -62,6 +67,11 @@ class BlockFormat(Format):
     def has_inf(self) -> bool:
         """Whether an element can be +Inf."""
         return self.element.has_inf
+
+    @property
+    def has_negative_inf(self) -> bool:
+        """Whether an element can be -Inf."""
+        return self.element.has_negative_inf
 
     @property
     def has_nan(self) -> bool:

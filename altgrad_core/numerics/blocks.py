@@ -29,7 +29,6 @@ The last block of a row may be a shorter one.
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
 
 import attrs
 import torch
@@ -41,11 +40,9 @@ from altgrad_core.numerics.blockwise import Block, expand
 from altgrad_core.numerics.cast import cast, quantize
 from altgrad_core.numerics.codes import decode, encode
 from altgrad_core.numerics.formats import BlockFormat, FloatFormat, Format
+from altgrad_core.numerics.modes import MX_MODES, MXMode
 from altgrad_core.numerics.registry import get_format
 from altgrad_core.numerics.scaling import MAX_SCALE, MIN_SCALE, power_of_two_from, usable
-
-MXMode = Literal["floor", "ceil", "rceil", "even"]
-MX_MODES: tuple[MXMode, ...] = get_args(MXMode)
 
 E2M1 = FloatFormat(name="e2m1fn", exponent_bits=2, mantissa_bits=1, specials="none")
 E4M3 = FloatFormat(name="e4m3fn", exponent_bits=4, mantissa_bits=3, specials="fn")

@@ -5,9 +5,10 @@
 //
 //     load, widen, scale -> round -> count -> multiply, narrow, store
 //
-// Nearest-even to formats of up to 7 exponent bits with one scale, the case of training, does it all in registers.
-// Counting adds few operations: a tile's largest and smallest magnitude tell whether it can hold anything that
-// overflowed, vanished, became subnormal or was not finite; only then is it counted element by element.
+// Nearest-even and stochastic rounding to signed formats under saturation, the cases of training, do it all in
+// registers; the rest goes through buffers, stage by stage. Counting adds few operations: a tile's largest and smallest
+// magnitude tell whether it can hold anything that overflowed, vanished, became subnormal or was not finite, and only
+// then is it counted element by element.
 // Statistics are summed per chunk and the chunks added in order, so they do not depend on the number of threads.
 
 #include <cmath>
@@ -29,6 +30,7 @@ typedef float F __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef uint32_t U __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef int32_t I __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef uint16_t H __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
+typedef uint16_t W __attribute__((vector_size(4 * kLanes), aligned(2), may_alias));  // two H
 
 constexpr uint32_t kSign = 0x80000000u, kMagnitude = 0x7fffffffu, kExponent = 0x7f800000u;
 
@@ -38,14 +40,14 @@ enum Rounding { kNearestEven = 0, kNearestAway, kTowardZero, kUp, kDown, kStocha
 enum Saturation { kFinite = 0, kPropagate, kNone };
 
 struct Grid {
-    int32_t path, mantissa_bits, bias, is_signed, has_inf, has_nan, has_negative_zero;
+    int32_t path, mantissa_bits, bias, is_signed, has_inf, has_nan, has_negative_zero, threshold_rounds_to_max;
     float first_power;   // 2^(1 - bias): below it the spacing stays the same
     float min_normal;    // 0 for fixed point
-    float min_positive, max_finite, beyond;
+    float min_positive, max_finite, overflow_threshold, beyond;
 };
 
 struct Draw {
-    uint32_t low, high;
+    const uint32_t* keys;    // low, high of each page of 2^32 element numbers, from that of the first element
     int64_t first, columns;  // number of the first element; columns of the whole matrix
     int32_t bits;
 };
@@ -90,12 +92,11 @@ inline U smallest(U a, U b) { return a < b ? a : b; }
 
 inline F widen(const uint16_t* p) { return f(__builtin_convertvector(*(const H*)p, U) << 16); }
 
-// To bfloat16, nearest even; a NaN becomes the quiet one, as in torch.
-inline void narrow(uint16_t* p, F v) {
+// The bits of the nearest bfloat16, ties to even; a NaN becomes the quiet one, as in torch.
+inline U narrowed(F v) {
     U b = u(v);
     U rounded = (b + 0x7fffu + ((b >> 16) & 1u)) >> 16;
-    rounded = select((I)(v != v), splat(0x7fc0u), rounded);
-    *(H*)p = __builtin_convertvector(rounded, H);
+    return select((I)(v != v), splat(0x7fc0u), rounded);
 }
 
 // ---------------------------------------------------------------------------------------------------------- rounding
@@ -124,41 +125,9 @@ inline I carries(F fraction, U random, int bits) {
     return (I)(d + r >= splat(1u << bits));
 }
 
-// Magnitudes z (at most beyond, or NaN) to magnitudes of the grid.
+// By arithmetic on z in units of the grid's spacing at z, where p is the power of two below.
 template <int path, int rounding>
-inline F round_magnitude(F z, U sign, U random, int bits, const Grid& g) {
-    if (path == kBits) {
-        uint32_t drop = 23 - g.mantissa_bits;
-        if (drop == 0) return z;
-        U b = u(z), mask = splat((1u << drop) - 1u), low = b & mask, kept = b - low;
-        uint32_t half = 1u << (drop - 1), unit = 1u << drop;
-        U up;
-        if (rounding == kNearestEven) up = (b + (half - 1u) + ((b >> drop) & 1u)) & ~mask;
-        else if (rounding == kNearestAway) up = (b + half) & ~mask;
-        else if (rounding == kTowardZero) up = kept;
-        else if (rounding == kStochastic) {
-            // low / 2^drop to `bits` bits, nearest even, then as in carries().
-            U d, limit, r = random >> (uint32_t)(32 - bits);
-            if (bits >= (int)drop) { d = low; limit = splat(unit); r = r >> (uint32_t)(bits - (int)drop); }
-            else {
-                uint32_t s = drop - bits;
-                d = (low + ((1u << (s - 1)) - 1u) + ((low >> s) & 1u)) >> s;
-                limit = splat(1u << bits);
-            }
-            up = kept + select((I)(d + r >= limit), splat(unit), splat(0u));
-        } else {
-            I away = (I)(low != 0u) & (rounding == kUp ? (I)(sign == 0u) : (I)(sign != 0u));
-            up = kept + select(away, splat(unit), splat(0u));
-        }
-        return select((I)(z != z), z, f(up));
-    }
-    U p = power_bits(z, g);
-    if (path == kMagic && rounding == kNearestEven) {
-        // The sum's spacing is one unit: the addition itself rounds, ties to even.
-        float c = bits_to_float((uint32_t)(127 + 23 - g.mantissa_bits) << 23) * 1.5f;
-        F sum = multiply_add(f(p), splat(c), z);
-        return multiply_add(f(p), splat(-c), sum);
-    }
+inline F round_units(F z, U p, U sign, U random, int bits, const Grid& g) {
     U m = splat((uint32_t)g.mantissa_bits << 23);
     F units = z * f(splat(254u << 23) + m - p);
     // Truncation: 0 <= units < 2^22, or NaN, which the unit multiplies to NaN below.
@@ -172,6 +141,62 @@ inline F round_magnitude(F z, U sign, U random, int bits, const Grid& g) {
     return select((I)(units == units), q, z);
 }
 
+// Drops the last `drop` bits of b: up when they, to `bits` bits, plus the top bits of random carry, as in carries().
+inline U round_bits_stochastically(U b, U random, int bits, uint32_t drop) {
+    U mask = splat((1u << drop) - 1u);
+    if (bits >= (int)drop) return (b + (random >> (32 - drop))) & ~mask;
+    uint32_t s = drop - (uint32_t)bits, unit = 1u << drop;
+    U low = b & mask;
+    U d = (low + ((1u << (s - 1)) - 1u) + ((low >> s) & 1u)) >> s;
+    return (b - low) + select((I)(d + (random >> (uint32_t)(32 - bits)) >= (1u << bits)), splat(unit), splat(0u));
+}
+
+inline bool any(I mask) {
+#ifdef __AVX512F__
+    return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#else
+    int32_t found = 0;
+    for (int l = 0; l < kLanes; ++l) found |= mask[l];
+    return found != 0;
+#endif
+}
+
+// Magnitudes z (at most beyond, or NaN) to magnitudes of the grid.
+template <int path, int rounding>
+inline F round_magnitude(F z, U sign, U random, int bits, const Grid& g) {
+    if (path == kBits) {
+        uint32_t drop = 23 - g.mantissa_bits;
+        if (drop == 0) return z;
+        U b = u(z), mask = splat((1u << drop) - 1u), low = b & mask, kept = b - low;
+        uint32_t half = 1u << (drop - 1), unit = 1u << drop;
+        U up;
+        if (rounding == kNearestEven) up = (b + (half - 1u) + ((b >> drop) & 1u)) & ~mask;
+        else if (rounding == kNearestAway) up = (b + half) & ~mask;
+        else if (rounding == kTowardZero) up = kept;
+        else if (rounding == kStochastic) {
+            return select((I)(z != z), z, f(round_bits_stochastically(u(z), random, bits, drop)));
+        } else {
+            I away = (I)(low != 0u) & (rounding == kUp ? (I)(sign == 0u) : (I)(sign != 0u));
+            up = kept + select(away, splat(unit), splat(0u));
+        }
+        return select((I)(z != z), z, f(up));
+    }
+    U p = power_bits(z, g);
+    if (path == kMagic && rounding == kNearestEven) {
+        // The sum's spacing is one unit: the addition itself rounds, ties to even.
+        float c = bits_to_float((uint32_t)(127 + 23 - g.mantissa_bits) << 23) * 1.5f;
+        F sum = multiply_add(f(p), splat(c), z);
+        return multiply_add(f(p), splat(-c), sum);
+    }
+    if (path == kMagic && rounding == kStochastic) {
+        // From the first power on the fraction is the last bits; below, which is rare, it takes arithmetic.
+        F q = f(round_bits_stochastically(u(z), random, bits, (uint32_t)(23 - g.mantissa_bits)));
+        I below = (I)(z < g.first_power);
+        if (any(below)) q = select(below, round_units<path, rounding>(z, p, sign, random, bits, g), q);
+        return select((I)(z != z), z, q);
+    }
+    return round_units<path, rounding>(z, p, sign, random, bits, g);
+}
 template <int path, int rounding>
 void round_tile(const float* y, const uint32_t* random, int bits, float* q, int64_t n, const Grid& g) {
     F bound = splat(g.beyond);
@@ -199,16 +224,31 @@ RoundTile round_tile_of(int rounding) {
     }
 }
 
-// Numbers first, first + 1, ... hashed as in stochastic.py; they share their high 32 bits.
-void draw_tile(uint32_t first, uint32_t low, uint32_t high, uint32_t* random, int64_t n) {
-    U number = splat(first);
-    for (int l = 0; l < kLanes; ++l) number[l] += l;
-    for (int64_t i = 0; i < n; i += kLanes) {
-        U h = number * 0x9E3779B1u + low;
-        h = ((h ^ (h >> 16)) * 0x21F0AAADu) ^ high;
-        h = (h ^ (h >> 15)) * 0x735A2D97u;
-        *(U*)(random + i) = h ^ (h >> 15);
-        number += (uint32_t)kLanes;
+// stochastic.py's hash, of numbers that `counted` has multiplied and added the low half of the key to.
+constexpr uint32_t kGolden = 0x9E3779B1u;
+
+inline U hashed(U h, uint32_t high) {
+    h = ((h ^ (h >> 16)) * 0x21F0AAADu) ^ high;
+    h = (h ^ (h >> 15)) * 0x735A2D97u;
+    return h ^ (h >> 15);
+}
+
+// Of the numbers first, first + step, ...; the next lanes' are kLanes * step * kGolden further.
+inline U counted(uint32_t first, uint32_t step, uint32_t low) {
+    U number{};
+    for (int l = 0; l < kLanes; ++l) number[l] = (first + step * l) * kGolden + low;
+    return number;
+}
+
+// Random bits of the n elements from `number` on; a page of 2^32 numbers may end among them.
+void draw_tile(const Draw& draw, int64_t number, uint32_t* random, int64_t n) {
+    for (int64_t done = 0; done < n;) {
+        int64_t page = (number + done) >> 32, until = ((page + 1) << 32) - number;
+        if (until > n) until = n;
+        const uint32_t* key = draw.keys + 2 * (page - (draw.first >> 32));
+        U next = counted((uint32_t)(number + done), 1, key[0]);
+        for (int64_t i = done; i < until; i += kLanes, next += kLanes * kGolden) *(U*)(random + i) = hashed(next, key[1]);
+        done = until;
     }
 }
 
@@ -255,15 +295,36 @@ int64_t saturate_tile(const float* y, float* q, int64_t n, const Grid& g, int ro
 
 struct Sums {
     U max{}, min = splat(0xffffffffu);  // of the magnitude's bits; min of bits - 1, so that zero is the largest
-    F signal{}, error{};                // of y^2 and (q - y)^2: in units of the scale
+    F signal{}, error{};                // sums of squares
 
-    void add(F x, F y, F q) {
+    void range(F x) {
         U size = u(x) & kMagnitude;
         max = largest(max, size);
         min = smallest(min, size - 1u);
-        F d = q - y;
-        signal = multiply_add(y, y, signal);
-        error = multiply_add(d, d, error);
+    }
+    void powers(F value, F error_of_it) {
+        signal = multiply_add(value, value, signal);
+        error = multiply_add(error_of_it, error_of_it, error);
+    }
+};
+
+// The same range over bfloat16 numbers, 32 a vector.
+struct HalfRange {
+    W max{}, min = W{} + (uint16_t)0xffff;
+
+    void add(W x) {
+        W size = x & (uint16_t)0x7fff, less = size - (uint16_t)1;
+        max = max > size ? max : size;
+        min = min < less ? min : less;
+    }
+    void into(Sums& sums) const {
+        U high = (U)max, low = (U)min, zero = splat(0xffffffffu);
+        sums.max = largest(sums.max, largest(high & 0xffff0000u, high << 16));
+        // min holds size - 1 of 16 bits; of 32 bits size - 1 is ((size16) << 16) - 1.
+        U first = (low >> 16), second = low & 0xffffu;
+        first = select((I)(first == 0xffffu), zero, ((first + 1u) << 16) - 1u);
+        second = select((I)(second == 0xffffu), zero, ((second + 1u) << 16) - 1u);
+        sums.min = smallest(sums.min, smallest(first, second));
     }
 };
 
@@ -313,25 +374,34 @@ void count_small(const float* x, const float* q, int64_t n, const Grid& g, Count
     for (int l = 0; l < kLanes; ++l) { c.field[2] += vanished[l]; c.field[3] += subnormal[l]; }
 }
 
-// Whether float32 sums will do for a tile: finite, and squares in range.
+inline uint32_t largest_of(U v) {
+#ifdef __AVX512F__
+    return _mm512_reduce_max_epu32((__m512i)v);
+#else
+    uint32_t most = 0;
+    for (int l = 0; l < kLanes; ++l) most = v[l] > most ? v[l] : most;
+    return most;
+#endif
+}
+inline uint32_t smallest_of(U v) { return ~largest_of(~v); }
+
+inline double total(F v) {
+    typedef double D __attribute__((vector_size(8 * kLanes / 2)));
+    typedef float G __attribute__((vector_size(4 * kLanes / 2)));
+    G low, high;
+    std::memcpy(&low, &v, sizeof low);
+    std::memcpy(&high, (const char*)&v + sizeof low, sizeof high);
+    D sum = __builtin_convertvector(low, D) + __builtin_convertvector(high, D);
+    return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+}
+
+// The magnitudes of a tile.
 struct Range {
     uint32_t max, min;
-    explicit Range(const Sums& s) : max(0), min(0xffffffffu) {
-        for (int l = 0; l < kLanes; ++l) {
-            if (s.max[l] > max) max = s.max[l];
-            if (s.min[l] < min) min = s.min[l];
-        }
-    }
-    bool empty() const { return min == 0xffffffffu; }  // zeros only
+    explicit Range(const Sums& s) : max(largest_of(s.max)), min(smallest_of(s.min)) {}
     float amax() const { return bits_to_float(max); }
-    float amin() const { return bits_to_float(min + 1u); }
+    float amin() const { return bits_to_float(min + 1u); }  // meaningless when max is 0
 };
-
-double total(const F& v) {
-    double sum = 0;
-    for (int l = 0; l < kLanes; ++l) sum += v[l];
-    return sum;
-}
 
 // ------------------------------------------------------------------------------------------------------------- tiles
 
@@ -344,10 +414,9 @@ struct Work {
     // Scales: one of each, or one for each block, [ceil(rows / block_rows), ceil(columns / block_columns)].
     const float *inverse, *scale, *multiplier;
     int64_t block_rows, block_columns;  // 0: one scale
-    bool multiplies, exact_scale;
+    bool multiplies, exact_scale, exact_narrow;
     int rounding, saturation;
     Draw draw;
-    const uint32_t* keys;  // low, high of each page of 2^32 element numbers, from that of the first element
     bool counts;
 };
 
@@ -378,11 +447,10 @@ void store_tile(const Work& w, int64_t at, int64_t n, float* q) {
     }
     uint16_t* target = (uint16_t*)w.q + at;
     int64_t whole = n / kLanes * kLanes;
-    for (int64_t i = 0; i < whole; i += kLanes) narrow(target + i, load(q + i));
+    for (int64_t i = 0; i < whole; i += kLanes) *(H*)(target + i) = __builtin_convertvector(narrowed(load(q + i)), H);
     if (whole < n) {
-        uint16_t rest[kLanes];
-        narrow(rest, load(q + whole));
-        std::memcpy(target + whole, rest, (n - whole) * 2);
+        H rest = __builtin_convertvector(narrowed(load(q + whole)), H);
+        std::memcpy(target + whole, &rest, (n - whole) * 2);
     }
 }
 
@@ -405,8 +473,10 @@ void spread(const Work& w, const float* scales, int64_t row, int64_t column, int
     for (int64_t i = n; i < padded(n); ++i) out[i] = 1.0f;
 }
 
-void cast_tile(const Work& w, RoundTile round, int64_t row, int64_t column, int64_t n, Tiles& t, Counts& c) {
-    const Grid& g = w.grid;
+// Whether float32 holds the squares that a tile sums up: of elements up to `amax`, and of errors 2^-M of them.
+bool squares_fit(float amax, const Grid& g) { return amax < 1e15f && amax > (g.mantissa_bits <= 10 ? 1e-12f : 1e-8f); }
+
+void scale_tile(const Work& w, int64_t row, int64_t column, int64_t n, Tiles& t) {
     int64_t at = row * w.columns + column, m = padded(n);
     load_tile(w, at, n, t.x);
     if (w.block_columns) {
@@ -416,49 +486,50 @@ void cast_tile(const Work& w, RoundTile round, int64_t row, int64_t column, int6
         F inverse = splat(*w.inverse);
         for (int64_t i = 0; i < m; i += kLanes) store(t.y + i, load(t.x + i) * inverse);
     }
-    if (w.rounding == kStochastic) {
-        int64_t number = w.draw.first + row * w.draw.columns + column, first_page = w.draw.first >> 32;
-        int64_t done = 0;
-        while (done < n) {  // a page ends inside a tile once in 2^32 elements
-            int64_t page = (number + done) >> 32, until = ((page + 1) << 32) - number;
-            if (until > n) until = n;
-            const uint32_t* key = w.keys + 2 * (page - first_page);
-            draw_tile((uint32_t)(number + done), key[0], key[1], t.random + done, padded(until - done));
-            done = until;
-        }
+}
+
+// From y to q; counts what overflowed.
+void quantize_tile(const Work& w, RoundTile round, int64_t row, int64_t column, int64_t n, Tiles& t, Counts& c) {
+    int64_t m = padded(n);
+    if (w.rounding == kStochastic) draw_tile(w.draw, w.draw.first + row * w.draw.columns + column, t.random, n);
+    round(t.y, t.random, w.draw.bits, t.q, m, w.grid);
+    // The padding is zero and stays zero.
+    c.field[1] += saturate_tile(t.y, t.q, m, w.grid, w.rounding, w.saturation);
+}
+
+void count_tile(const Work& w, int64_t row, int64_t column, int64_t n, Tiles& t, Counts& c) {
+    const Grid& g = w.grid;
+    int64_t m = padded(n);
+    if (w.block_columns) spread(w, w.scale, row, column, n, t.scale);
+    else for (int64_t i = 0; i < m; ++i) t.scale[i] = *w.scale;
+    Sums sums;
+    for (int64_t i = 0; i < m; i += kLanes) {
+        F x = load(t.x + i);
+        sums.range(x);
+        sums.powers(x, load(t.q + i) * load(t.scale + i) - x);
     }
-    round(t.y, t.random, w.draw.bits, t.q, m, g);
-    // Padding is zero and stays zero.
-    c.field[1] += saturate_tile(t.y, t.q, m, g, w.rounding, w.saturation);
-    if (w.counts) {
-        if (w.block_columns) spread(w, w.scale, row, column, n, t.scale);
-        else for (int64_t i = 0; i < m; ++i) t.scale[i] = *w.scale;
-        for (int64_t i = n; i < m; ++i) t.x[i] = t.y[i] = t.q[i] = 0.0f;
-        Sums all;
-        F signal{}, error{};
-        for (int64_t i = 0; i < m; i += kLanes) {
-            F x = load(t.x + i), s = load(t.scale + i);
-            F d = load(t.q + i) * s - x;
-            all.add(x, x, x);
-            signal = multiply_add(x, x, signal);
-            error = multiply_add(d, d, error);
-        }
-        Range range(all);
-        c.field[0] += n;
-        if (!range.empty() || range.max) {
-            bool usual = range.max < kExponent && range.amax() < 1e15f && range.amax() > 1e-8f &&
-                         (w.exact_scale || g.mantissa_bits <= 7) && w.saturation != kNone;
-            if (usual) {
-                c.field[6] = std::fmax(c.field[6], (double)range.amax());
-                c.field[7] = std::fmin(c.field[7], (double)range.amin());
-                c.field[8] += total(signal);
-                c.field[9] += total(error);
-            } else {
-                count_plainly(t.x, t.y, t.q, t.scale, n, g, c);
-            }
-            count_small(t.x, t.q, m, g, c);
-        }
+    c.field[0] += n;
+    Range range(sums);
+    if (range.max == 0) return;
+    bool usual = range.max < kExponent && squares_fit(range.amax(), g) && w.saturation != kNone &&
+                 (w.exact_scale || g.mantissa_bits <= 7);
+    if (usual) {
+        c.field[6] = std::fmax(c.field[6], (double)range.amax());
+        c.field[7] = std::fmin(c.field[7], (double)range.amin());
+        c.field[8] += total(sums.signal);
+        c.field[9] += total(sums.error);
+    } else {
+        count_plainly(t.x, t.y, t.q, t.scale, n, g, c);
     }
+    count_small(t.x, t.q, m, g, c);
+}
+
+// Any cast, stage by stage.
+void cast_tile(const Work& w, RoundTile round, int64_t row, int64_t column, int64_t n, Tiles& t, Counts& c) {
+    int64_t m = padded(n);
+    scale_tile(w, row, column, n, t);
+    quantize_tile(w, round, row, column, n, t, c);
+    if (w.counts) count_tile(w, row, column, n, t, c);
     if (w.multiplies) {
         if (w.block_columns) {
             spread(w, w.multiplier, row, column, n, t.multiplier);
@@ -468,115 +539,268 @@ void cast_tile(const Work& w, RoundTile round, int64_t row, int64_t column, int6
             for (int64_t i = 0; i < m; i += kLanes) store(t.q + i, load(t.q + i) * multiplier);
         }
     }
-    store_tile(w, at, n, t.q);
+    store_tile(w, row * w.columns + column, n, t.q);
 }
 
-// The case of training in registers: nearest even, magic path, signed, one scale, everything saturates.
-template <int x_type, int q_type, bool counts>
-void cast_whole_lanes(const Work& w, int64_t at, int64_t n, Sums& sums) {
-    const Grid g = w.grid;
-    const F inverse = splat(*w.inverse), multiplier = splat(*w.multiplier), max = splat(g.max_finite);
-    const U first = splat(float_to_bits(g.first_power));
-    const float c = bits_to_float((uint32_t)(127 + 23 - g.mantissa_bits) << 23) * 1.5f;
-    const F add = splat(c), subtract = splat(-c);
-    const bool negative_zero = g.has_negative_zero;
-    Sums local;
-    for (int64_t i = at; i < at + n; i += kLanes) {
-        F x = x_type == kFloat32 ? load((const float*)w.x + i) : widen((const uint16_t*)w.x + i);
+// ------------------------------------------------------------------------------------------------------ in registers
+
+enum Scales { kOne = 0, kRun = 1, kEach = 2 };  // of the tensor; of the run at hand; an array, one an element
+
+// A run of whole lanes, or of pairs of them for bfloat16 to bfloat16.
+struct Run {
+    const void* x;
+    void* q;
+    int64_t n;
+    const float *inverse, *scale, *multiplier;
+    int64_t number;  // of the first element, for the draw
+};
+
+template <int path, int rounding, int scales, bool counts, bool packed>
+struct Lane {
+    const Grid& g;
+    const Run& r;
+    uint32_t key_high;
+    int bits;
+    F max, inverse_of_all, scale_of_all, multiplier_of_all;
+    Sums& sums;
+
+    inline F operator()(F x, int64_t i, U number, F& multiplier) const {
+        F inverse = scales == kEach ? load(r.inverse + i) : inverse_of_all;
+        multiplier = scales == kEach ? load(r.multiplier + i) : multiplier_of_all;
         F y = x * inverse;
         U sign = u(y) & kSign;
         F z = smaller(max, f(u(y) & kMagnitude));
-        F p = f(largest(u(z) & kExponent, first));
-        F rounded = multiply_add(p, subtract, multiply_add(p, add, z));
-        if (!negative_zero) sign = select((I)(rounded == 0.0f), U{}, sign);
+        F rounded = round_magnitude<path, rounding>(z, sign, rounding == kStochastic ? hashed(number, key_high) : U{}, bits, g);
+        if (!g.has_negative_zero) sign = select((I)(rounded == 0.0f), U{}, sign);
         F q = f(u(rounded) | sign);
-        if (counts) local.add(x, y, q);
-        F value = q * multiplier;
-        if (q_type == kFloat32) store((float*)w.q + i, value);
-        else narrow((uint16_t*)w.q + i, value);
+        if (counts) {
+            if (!packed) sums.range(x);
+            if (scales == kOne) sums.powers(y, q - y);  // in units of the scale
+            else sums.powers(x, (q - y) * (scales == kEach ? load(r.scale + i) : scale_of_all));
+        }
+        return q;
+    }
+};
+
+template <int x_type, int q_type, int path, int rounding, int scales, bool counts>
+void cast_run(const Run& run, const Work& w, Sums& sums) {
+    // Copies, which the stores to q cannot be suspected of changing.
+    const Run r = run;
+    const Grid g = w.grid;
+    uint32_t key_low = 0, key_high = 0;
+    if (rounding == kStochastic) {
+        const uint32_t* key = w.draw.keys + 2 * ((r.number >> 32) - (w.draw.first >> 32));
+        key_low = key[0];
+        key_high = key[1];
+    }
+    constexpr bool packed = x_type == kBFloat16 && q_type == kBFloat16 && scales != kEach;
+    Sums local = sums;
+    Lane<path, rounding, scales, counts, packed> lane{
+        g, r, key_high, w.draw.bits, splat(g.max_finite), splat(*r.inverse), splat(*r.scale), splat(*r.multiplier), local};
+    const bool exact = w.exact_narrow;
+    F multiplier, other;
+    if (packed) {
+        HalfRange range;
+        // 32 numbers a time: those at even places are the low halves of 32-bit words, the others the high halves.
+        U even = counted((uint32_t)r.number, 2, key_low), odd = even + kGolden;
+        for (int64_t i = 0; i < r.n; i += 2 * kLanes, even += 2 * kLanes * kGolden, odd += 2 * kLanes * kGolden) {
+            U pair = load((const uint32_t*)((const uint16_t*)r.x + i));
+            if (counts) range.add((W)pair);
+            F low = lane(f(pair << 16), i, even, multiplier) * multiplier;
+            F high = lane(f(pair & 0xffff0000u), i, odd, other) * other;
+            U result = exact ? (u(low) >> 16) | (u(high) & 0xffff0000u) : narrowed(low) | narrowed(high) << 16;
+            *(U*)((uint16_t*)r.q + i) = result;
+        }
+        if (counts) {
+            range.into(local);
+            sums = local;
+        }
+        return;
+    }
+    U number = counted((uint32_t)r.number, 1, key_low);
+    for (int64_t i = 0; i < r.n; i += kLanes, number += kLanes * kGolden) {
+        F x = x_type == kFloat32 ? load((const float*)r.x + i) : widen((const uint16_t*)r.x + i);
+        F value = lane(x, i, number, multiplier) * multiplier;
+        if (q_type == kFloat32) store((float*)r.q + i, value);
+        else if (exact) *(H*)((uint16_t*)r.q + i) = __builtin_convertvector(u(value) >> 16, H);
+        else *(H*)((uint16_t*)r.q + i) = __builtin_convertvector(narrowed(value), H);
     }
     if (counts) sums = local;
 }
 
-typedef void (*CastLanes)(const Work&, int64_t, int64_t, Sums&);
+typedef void (*CastRun)(const Run&, const Work&, Sums&);
 
-template <bool counts>
-CastLanes cast_lanes_of(int x_type, int q_type) {
-    if (x_type == kFloat32) return q_type == kFloat32 ? cast_whole_lanes<0, 0, counts> : cast_whole_lanes<0, 1, counts>;
-    return q_type == kFloat32 ? cast_whole_lanes<1, 0, counts> : cast_whole_lanes<1, 1, counts>;
+template <int path, int rounding, int scales, bool counts>
+CastRun by_type(int x_type, int q_type) {
+    if (x_type == kFloat32)
+        return q_type == kFloat32 ? cast_run<0, 0, path, rounding, scales, counts>
+                                  : cast_run<0, 1, path, rounding, scales, counts>;
+    return q_type == kFloat32 ? cast_run<1, 0, path, rounding, scales, counts>
+                              : cast_run<1, 1, path, rounding, scales, counts>;
 }
 
-void cast_flat(const Work& w, CastLanes lanes, RoundTile round, int64_t at, int64_t n, Tiles& t, Counts& c) {
+template <int path, int rounding>
+CastRun by_scales(const Work& w) {
+    int x = w.x_type, q = w.q_type;
+    if (!w.block_columns) return w.counts ? by_type<path, rounding, kOne, true>(x, q) : by_type<path, rounding, kOne, false>(x, q);
+    if (w.block_columns == 1)
+        return w.counts ? by_type<path, rounding, kEach, true>(x, q) : by_type<path, rounding, kEach, false>(x, q);
+    return w.counts ? by_type<path, rounding, kRun, true>(x, q) : by_type<path, rounding, kRun, false>(x, q);
+}
+
+// The function that casts in registers, or null where there is none.
+CastRun cast_run_of(const Work& w) {
     const Grid& g = w.grid;
-    int64_t whole = n / kLanes * kLanes;
-    if (whole < n) cast_tile(w, round, 0, at + whole, n - whole, t, c);
-    if (!whole) return;
-    Sums sums;
-    lanes(w, at, whole, sums);
-    if (!w.counts) return;
-    c.field[0] += whole;
-    Range range(sums);
-    if (range.empty() && !range.max) return;
-    float scaled = range.amax() * *w.inverse;
-    bool usual = range.max < kExponent && scaled < 1e15f && scaled > 1e-8f && (w.exact_scale || g.mantissa_bits <= 7);
-    if (usual && scaled <= g.max_finite && range.amin() * *w.inverse >= 2 * std::fmax(g.min_normal, g.min_positive)) {
-        double s2 = (double)*w.scale * (double)*w.scale;
-        c.field[6] = std::fmax(c.field[6], (double)range.amax());
-        c.field[7] = std::fmin(c.field[7], (double)range.amin());
-        c.field[8] += total(sums.signal) * s2;
-        c.field[9] += total(sums.error) * s2;
+    bool saturates = w.saturation == kFinite || (w.saturation == kPropagate && !g.has_inf) || !(g.has_inf || g.has_nan);
+    bool aligned = w.block_columns <= 1 || w.block_columns % kLanes == 0;
+    if (!saturates || !g.is_signed || !aligned || g.path == kPowers) return nullptr;
+    if (w.rounding == kNearestEven)
+        return g.path == kMagic ? by_scales<kMagic, kNearestEven>(w) : by_scales<kBits, kNearestEven>(w);
+    if (w.rounding == kStochastic)
+        return g.path == kMagic ? by_scales<kMagic, kStochastic>(w) : by_scales<kBits, kStochastic>(w);
+    return nullptr;
+}
+
+// What became small or too large under nearest even on the magic path, from thresholds.
+struct Outside {
+    I vanished{}, below{}, over{};
+
+    void add(const Run& r, int x_type, bool each, const Grid& g) {
+        // On a tie: to zero, code 0; to the smallest normal, an even code, not to the largest subnormal.
+        F vanishes = splat(g.min_positive / 2), small = splat(g.min_normal ? g.min_normal - g.min_positive / 2 : 0.0f);
+        F most = splat(g.threshold_rounds_to_max ? g.overflow_threshold : std::nextafter(g.overflow_threshold, 0.0f));
+        for (int64_t i = 0; i < r.n; i += kLanes) {
+            F x = x_type == kFloat32 ? load((const float*)r.x + i) : widen((const uint16_t*)r.x + i);
+            F size = f(u(x * (each ? load(r.inverse + i) : splat(*r.inverse))) & kMagnitude);
+            I zero = (I)(size <= vanishes);
+            vanished -= zero & (I)(x != 0.0f);
+            below -= (I)(size < small) & ~zero;
+            over -= (I)(size > most);
+        }
+    }
+    void into(Counts& c) const {
+        for (int l = 0; l < kLanes; ++l) {
+            c.field[1] += over[l];
+            c.field[2] += vanished[l];
+            c.field[3] += below[l];
+        }
+    }
+};
+
+// The runs of n elements of a row from `column` on that share what Scales says.
+template <typename Do>
+void for_runs(const Work& w, int64_t row, int64_t column, int64_t n, Do&& each) {
+    int64_t at = row * w.columns + column, number = w.draw.first + row * w.draw.columns + column;
+    int64_t x_size = w.x_type == kFloat32 ? 4 : 2, q_size = w.q_type == kFloat32 ? 4 : 2;
+    const char* x = (const char*)w.x + at * x_size;
+    char* q = (char*)w.q + at * q_size;
+    if (!w.block_columns) {
+        each(Run{x, q, n, w.inverse, w.scale, w.multiplier, number});
         return;
     }
-    // Something overflowed, vanished, or is not finite: take the tile again and count.
-    load_tile(w, at, whole, t.x);
-    F inverse = splat(*w.inverse);
-    for (int64_t i = 0; i < whole; i += kLanes) store(t.y + i, load(t.x + i) * inverse);
-    round(t.y, nullptr, 0, t.q, whole, g);
-    c.field[1] += saturate_tile(t.y, t.q, whole, g, w.rounding, kFinite);
-    if (usual) {
-        double s2 = (double)*w.scale * (double)*w.scale;
-        c.field[6] = std::fmax(c.field[6], (double)range.amax());
-        c.field[7] = std::fmin(c.field[7], (double)range.amin());
-        c.field[8] += total(sums.signal) * s2;
-        c.field[9] += total(sums.error) * s2;
-    } else {
-        for (int64_t i = 0; i < whole; ++i) t.scale[i] = *w.scale;
-        count_plainly(t.x, t.y, t.q, t.scale, whole, g, c);
+    int64_t per_row = (w.columns + w.block_columns - 1) / w.block_columns, base = row / w.block_rows * per_row;
+    for (int64_t i = 0; i < n;) {
+        int64_t s = base + (column + i) / w.block_columns;
+        int64_t end = w.block_columns == 1 ? n : ((column + i) / w.block_columns + 1) * w.block_columns - column;
+        if (end > n) end = n;
+        each(Run{x + i * x_size, q + i * q_size, end - i, w.inverse + s, w.scale + s, w.multiplier + s, number + i});
+        i = end;
     }
-    count_small(t.x, t.q, whole, g, c);
+}
+
+// One tile in registers, but for its last, incomplete lane.
+void cast_tile_in_registers(const Work& w, CastRun run, RoundTile round, int64_t row, int64_t column, int64_t n,
+                            Tiles& t, Counts& c) {
+    const Grid& g = w.grid;
+    int64_t step = w.x_type == kBFloat16 && w.q_type == kBFloat16 && w.block_columns != 1 ? 2 * kLanes : kLanes;
+    int64_t whole = n / step * step;
+    int64_t number = w.draw.first + row * w.draw.columns + column;
+    bool pages = w.rounding == kStochastic && (number >> 32) != ((number + n - 1) >> 32);
+    if (!whole || pages || (w.block_columns > 1 && w.block_columns % step)) {
+        cast_tile(w, round, row, column, n, t, c);
+        return;
+    }
+    Sums sums;
+    for_runs(w, row, column, whole, [&](const Run& r) { run(r, w, sums); });
+    if (whole < n) cast_tile(w, round, row, column + whole, n - whole, t, c);
+    if (!w.counts) return;
+    Range range(sums);
+    if (range.max == 0) {
+        c.field[0] += whole;
+        return;
+    }
+    bool one = !w.block_columns, usual = range.max < kExponent && (w.exact_scale || g.mantissa_bits <= 7);
+    float amax = one ? range.amax() * *w.inverse : range.amax();
+    if (!usual || !squares_fit(amax, g)) {
+        scale_tile(w, row, column, whole, t);
+        quantize_tile(w, round, row, column, whole, t, c);
+        count_tile(w, row, column, whole, t, c);
+        return;
+    }
+    double unit = one ? (double)*w.scale * (double)*w.scale : 1.0;
+    c.field[0] += whole;
+    c.field[6] = std::fmax(c.field[6], (double)range.amax());
+    c.field[7] = std::fmin(c.field[7], (double)range.amin());
+    c.field[8] += total(sums.signal) * unit;
+    c.field[9] += total(sums.error) * unit;
+    bool plain = one && amax <= g.max_finite && range.amin() * *w.inverse >= 2 * std::fmax(g.min_normal, g.min_positive);
+    if (plain) return;
+    if (g.path == kMagic && w.rounding == kNearestEven) {
+        Outside outside;
+        for_runs(w, row, column, whole, [&](const Run& r) { outside.add(r, w.x_type, w.block_columns == 1, g); });
+        outside.into(c);
+    } else {
+        scale_tile(w, row, column, whole, t);
+        quantize_tile(w, round, row, column, whole, t, c);
+        count_small(t.x, t.q, whole, g, c);
+    }
 }
 
 }  // namespace
 
 extern "C" {
 
-// Casts a contiguous matrix. `numbers`: path, mantissa_bits, bias, is_signed, has_inf, has_nan, has_negative_zero.
-// `lengths`: first_power, min_normal, min_positive, max_finite, beyond. `statistics`: 10 doubles, or null.
-void altgrad_cast(const void* x, int x_type, void* q, int q_type, int64_t rows, int64_t columns, const int32_t* numbers,
-                  const float* lengths, const float* inverse, const float* scale, const float* multiplier,
-                  int64_t block_rows, int64_t block_columns, int exact_scale, int rounding, int saturation,
-                  const uint32_t* keys, int64_t draw_first, int64_t draw_columns, int random_bits, double* statistics,
-                  int threads) {
+// What stays the same from cast to cast of one kind.
+struct Kind {
+    int32_t x_type, q_type, rounding, saturation, random_bits;
+    Grid grid;
+};
+
+// Casts a contiguous matrix. Scales: `one` holds inverse, scale and multiplier, or the arrays hold one a block.
+// `keys`, `number` (of the first element), `whole_columns`: the draw of stochastic rounding. `statistics`: 10 doubles,
+// or null.
+void altgrad_cast(const Kind* kind, const void* x, void* q, int64_t rows, int64_t columns, const float* inverse,
+                  const float* scale, const float* multiplier, int64_t block_rows, int64_t block_columns,
+                  const uint32_t* keys, int64_t number, int64_t whole_columns, double* statistics, int threads) {
     Work w;
-    w.grid = {numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6],
-              lengths[0], lengths[1], lengths[2], lengths[3], lengths[4]};
-    w.x = x; w.q = q; w.x_type = x_type; w.q_type = q_type; w.rows = rows; w.columns = columns;
+    w.grid = kind->grid;
+    w.x = x; w.q = q; w.x_type = kind->x_type; w.q_type = kind->q_type; w.rows = rows; w.columns = columns;
     w.inverse = inverse; w.scale = scale; w.multiplier = multiplier;
     w.block_rows = block_rows; w.block_columns = block_columns;
     w.multiplies = block_columns || *multiplier != 1.0f;
-    w.exact_scale = exact_scale; w.rounding = rounding; w.saturation = saturation;
-    w.draw = {0, 0, draw_first, draw_columns, random_bits};
-    w.keys = keys;
+    w.rounding = kind->rounding; w.saturation = kind->saturation;
+    w.draw = {keys, number, whole_columns, kind->random_bits};
     w.counts = statistics != nullptr;
     const Grid& g = w.grid;
-    RoundTile round = g.path == kMagic    ? round_tile_of<kMagic>(rounding)
-                      : g.path == kPowers ? round_tile_of<kPowers>(rounding)
-                                          : round_tile_of<kBits>(rounding);
-    bool saturates = saturation == kFinite || (saturation == kPropagate && !g.has_inf) || !(g.has_inf || g.has_nan);
-    bool flat = !block_columns && (rounding != kStochastic || draw_columns == columns);
-    bool lean = flat && rounding == kNearestEven && g.path == kMagic && g.is_signed && saturates;
-    if (flat) { w.columns = rows * columns; w.rows = 1; w.draw.columns = w.columns; }
-    CastLanes lanes = w.counts ? cast_lanes_of<true>(x_type, q_type) : cast_lanes_of<false>(x_type, q_type);
+    int64_t scales = block_columns ? ((rows + block_rows - 1) / block_rows) * ((columns + block_columns - 1) / block_columns) : 1;
+    // Powers of two; and products that are bfloat16 numbers as they are: multiples of 2^-133, below 2^128.
+    w.exact_scale = w.exact_narrow = true;
+    if (w.counts)
+        for (int64_t i = 0; i < scales; ++i) w.exact_scale &= (float_to_bits(scale[i]) & 0x7fffffu) == 0;
+    if (w.q_type == kBFloat16)
+        for (int64_t i = 0; i < scales; ++i) {
+            float m = multiplier[i];
+            w.exact_narrow &= (float_to_bits(m) & 0x7fffffu) == 0 && (double)m * g.min_positive >= 0x1p-133 &&
+                              (double)m * g.max_finite < 0x1p128;
+        }
+    RoundTile round = g.path == kMagic    ? round_tile_of<kMagic>(w.rounding)
+                      : g.path == kPowers ? round_tile_of<kPowers>(w.rounding)
+                                          : round_tile_of<kBits>(w.rounding);
+    if (!block_columns && (w.rounding != kStochastic || whole_columns == columns)) {
+        w.columns = rows * columns;
+        w.rows = 1;
+    }
+    CastRun run = cast_run_of(w);
 
     // A chunk is a stretch of one row, or a number of whole rows.
     int64_t row_chunks = (w.columns + kChunk - 1) / kChunk, rows_a_chunk = row_chunks > 1 ? 1 : kChunk / w.columns;
@@ -594,7 +818,7 @@ void altgrad_cast(const void* x, int x_type, void* q, int q_type, int64_t rows, 
         for (int64_t row = first_row; row < last_row; ++row)
             for (int64_t column = first; column < last; column += kTile) {
                 int64_t n = last - column < kTile ? last - column : kTile;
-                if (lean) cast_flat(w, lanes, round, column, n, tiles, c);
+                if (run) cast_tile_in_registers(w, run, round, row, column, n, tiles, c);
                 else cast_tile(w, round, row, column, n, tiles, c);
             }
         if (w.counts) counts[chunk] = c;

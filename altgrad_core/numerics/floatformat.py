@@ -142,6 +142,11 @@ class FloatFormat(Format):
         return int(self.signed) + self.exponent_bits + self.mantissa_bits
 
     @property
+    def min_finite(self) -> float:
+        """Lowest finite value, -max_finite or 0."""
+        return -self.max_finite if self.signed else 0.0
+
+    @property
     def min_normal(self) -> float | None:
         """Smallest normal value; None for fixed point (E = 0), which has none."""
         return math.ldexp(1.0, self.min_exponent) if self.exponent_bits else None
@@ -165,8 +170,13 @@ class FloatFormat(Format):
 
     @property
     def has_inf(self) -> bool:
-        """Whether the format has infinities."""
+        """Whether the format has +Inf, and if signed -Inf."""
         return self.specials in ("ieee", "extended")
+
+    @property
+    def has_negative_inf(self) -> bool:
+        """Whether the format has -Inf."""
+        return self.has_inf and self.signed
 
     @property
     def has_nan(self) -> bool:

@@ -37,6 +37,11 @@ class Format(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def min_finite(self) -> float:
+        """Lowest finite value."""
+
+    @property
+    @abc.abstractmethod
     def min_positive(self) -> float:
         """Smallest value above zero."""
 
@@ -44,6 +49,11 @@ class Format(abc.ABC):
     @abc.abstractmethod
     def has_inf(self) -> bool:
         """Whether the format has +Inf."""
+
+    @property
+    @abc.abstractmethod
+    def has_negative_inf(self) -> bool:
+        """Whether the format has -Inf."""
 
     @property
     @abc.abstractmethod

@@ -196,5 +196,5 @@ def _specials(q: Tensor, y: Tensor, grid: Grid, saturation: Saturation) -> Tenso
     if not (grid.has_inf or grid.has_nan):
         return q
     overflow = q.abs() > grid.max_finite if grid.signed else q > grid.max_finite
-    q = torch.where(overflow, math.inf if grid.has_inf else math.nan, q)
+    q = torch.where(overflow, q * math.inf if grid.has_inf else math.nan, q)
     return q if grid.signed else torch.where(q < 0, math.nan, q)

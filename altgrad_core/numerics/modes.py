@@ -1,4 +1,4 @@
-"""Rounding and saturation modes by name. Imports no torch, so that configurations are checked without it."""
+"""Rounding and saturation modes, and ways to choose an MX scale, by name. Imports no torch, so that configurations are checked without it."""
 
 from __future__ import annotations
 
@@ -20,5 +20,9 @@ the format has them. ``none``: they become an infinity, or NaN in a format witho
 rounded towards zero becomes the largest finite one (IEEE 754-2019, 7.4).
 """
 
+MXMode = Literal["floor", "ceil", "rceil", "even"]
+"""How the power of two of an MX block comes from its largest magnitude: see ``altgrad_core.numerics.blocks``."""
+
 ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
 SATURATIONS: tuple[Saturation, ...] = get_args(Saturation)
+MX_MODES: tuple[MXMode, ...] = get_args(MXMode)

@@ -173,11 +173,9 @@ def _run(command: list[str]) -> str:
 def _declare(library: ctypes.CDLL) -> None:
     pointer, integer, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
     library.altgrad_cast.argtypes = [
-        *(pointer, integer, pointer, integer, long, long),  # x, its type, q, its type, rows, columns
-        *(pointer, pointer),  # the grid's numbers and lengths
-        *(pointer, pointer, pointer, long, long, integer),  # inverse, scale, multiplier, block, exact scale
-        *(integer, integer),  # rounding, saturation
-        *(pointer, long, long, integer),  # keys, number of the first element, columns of the whole, random bits
+        *(pointer, pointer, pointer, long, long),  # kind, x, q, rows, columns
+        *(pointer, pointer, pointer, long, long),  # inverse, scale, multiplier, block
+        *(pointer, long, long),  # keys, number of the first element, columns of the whole
         *(pointer, integer),  # statistics, threads
     ]
     library.altgrad_cast.restype = None

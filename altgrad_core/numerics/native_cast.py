@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from functools import cache
 
 import torch
@@ -56,38 +55,28 @@ def cast_matrix(
     vector = torch.zeros(len(FIELDS), dtype=torch.float64) if statistics else None
     if rows * columns == 0:
         return result, vector
-    numbers, lengths = _constants(grid)
-    exact = True
     if block is None:
-        held = (ctypes.c_float * 3)(*factors)  # type: ignore[arg-type]
+        held = _Three(*factors)  # type: ignore[arg-type]
         start = ctypes.addressof(held)
         pointers = (start, start + 4, start + 8)
-        exact = math.frexp(held[1])[0] == 0.5
     else:
         tensors = [factor.contiguous() for factor in factors]  # type: ignore[union-attr]
         pointers = (tensors[0].data_ptr(), tensors[1].data_ptr(), tensors[2].data_ptr())
-        if statistics:
-            exact = bool((torch.frexp(tensors[1])[0] == 0.5).all())
-    keys, first, whole = _keys(draw, source)
+    block_rows, block_columns = block or (0, 0)
+    keys, first, whole = (None, 0, 0) if draw is None else _keys(draw, source)
     library.altgrad_cast(
+        _kind(grid, source.dtype, dtype, rounding, saturation, random_bits),
         source.data_ptr(),
-        _TYPES[source.dtype],
         result.data_ptr(),
-        _TYPES[dtype],
         rows,
         columns,
-        numbers,
-        lengths,
         *pointers,
-        *(block or (0, 0)),
-        exact,
-        ROUNDINGS.index(rounding),
-        SATURATIONS.index(saturation),
+        block_rows,
+        block_columns,
         keys,
         first,
         whole,
-        random_bits,
-        vector.data_ptr() if vector is not None else None,
+        None if vector is None else vector.data_ptr(),
         _threads(source),
     )
     return result, vector
@@ -121,23 +110,47 @@ def _threads(x: Tensor) -> int:
     return torch.get_num_threads() if x.numel() > _ALONE else 1
 
 
-def _keys(draw: Draw | None, x: Tensor) -> tuple[ctypes.Array[ctypes.c_uint32] | None, int, int]:
+def _keys(draw: Draw, x: Tensor) -> tuple[ctypes.Array[ctypes.c_uint32], int, int]:
     """Return the keys of all pages that the tensor's elements lie on, the first number, and the whole's columns."""
-    if draw is None:
-        return None, 0, 0
     first, columns, whole = draw.layout(x.shape)
     last = first + (x.numel() // columns - 1) * whole + columns - 1
     keys = [half for page in range(first >> 32, (last >> 32) + 1) for half in draw.key(page)]
     return (ctypes.c_uint32 * len(keys))(*keys), first, whole
 
 
+class _Kind(ctypes.Structure):
+    """``Kind`` of cast.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("x_type", "q_type", "rounding", "saturation", "random_bits")),
+        *((name, ctypes.c_int32) for name in ("path", "mantissa_bits", "bias", "is_signed", "has_inf", "has_nan")),
+        *((name, ctypes.c_int32) for name in ("has_negative_zero", "threshold_rounds_to_max")),
+        *((name, ctypes.c_float) for name in ("first_power", "min_normal", "min_positive", "max_finite")),
+        *((name, ctypes.c_float) for name in ("overflow_threshold", "beyond")),
+    )
+
+
 @cache
-def _constants(grid: Grid) -> tuple[ctypes.Array[ctypes.c_int32], ctypes.Array[ctypes.c_float]]:
-    """Return what the kernel calls ``numbers`` and ``lengths``."""
+def _kind(
+    grid: Grid,
+    x_type: torch.dtype,
+    q_type: torch.dtype,
+    rounding: Rounding,
+    saturation: Saturation,
+    random_bits: int,
+) -> ctypes.c_void_p:
+    """Return a pointer to what the kernel calls a kind; kept, since a conversion costs more than a small cast."""
     path = 2 if path_of(grid, torch.float32) == "integers" else (0 if grid.mantissa_bits else 1)
-    flags = (grid.signed, grid.has_inf, grid.has_nan, grid.has_negative_zero)
-    numbers = (path, grid.mantissa_bits, grid.bias, *(int(flag) for flag in flags))
-    lengths = (2.0 ** (1 - grid.bias), grid.min_normal, grid.min_positive, grid.max_finite)
-    # The value beyond bf16's largest is 2^128, which float32 calls infinity.
-    beyond = grid.beyond if grid.beyond < 2.0**128 else float("inf")
-    return (ctypes.c_int32 * len(numbers))(*numbers), (ctypes.c_float * 5)(*lengths, beyond)
+    kind = _Kind(
+        *(_TYPES[x_type], _TYPES[q_type], ROUNDINGS.index(rounding), SATURATIONS.index(saturation), random_bits),
+        *(path, grid.mantissa_bits, grid.bias, grid.signed, grid.has_inf, grid.has_nan),
+        *(grid.has_negative_zero, grid.threshold_rounds_to_max),
+        *(2.0 ** (1 - grid.bias), grid.min_normal, grid.min_positive, grid.max_finite),
+        *(grid.overflow_threshold, grid.beyond),  # of bf16 both are infinity in float32
+    )
+    _KEPT.append(kind)
+    return ctypes.c_void_p(ctypes.addressof(kind))
+
+
+_KEPT: list[_Kind] = []
+_Three = ctypes.c_float * 3

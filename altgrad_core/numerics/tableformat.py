@@ -43,7 +43,7 @@ class TableFormat(Format):
 
     def __attrs_post_init__(self) -> None:
         self._check()
-        numbers = {value: code for code, value in enumerate(self.table) if _is_number(value)}
+        numbers = {value: code for code, value in enumerate(self.table) if is_number(value)}
         put = object.__setattr__
         put(self, "numbers", tuple(sorted(numbers)))
         put(self, "number_codes", tuple(numbers[value] for value in sorted(numbers)))
@@ -107,6 +107,11 @@ class TableFormat(Format):
         return math.inf in self.table
 
     @property
+    def has_negative_inf(self) -> bool:
+        """Whether the table has -Inf."""
+        return -math.inf in self.table
+
+    @property
     def has_nan(self) -> bool:
         """Whether the table has a NaN."""
         return any(math.isnan(value) for value in self.table)
@@ -143,7 +148,7 @@ class TableFormat(Format):
         return self.table[code]
 
 
-def _is_number(value: float) -> bool:
+def is_number(value: float) -> bool:
     """Whether a value counts among the finite ones; -0.0 does not, beside 0.0."""
     return math.isfinite(value) and not (value == 0 and math.copysign(1.0, value) < 0)
 

@@ -1,13 +1,16 @@
 """From what users write, ``"hybrid"`` or a table, to a ``Recipe``, and back. Nothing here imports torch.
 
-The short form is a name: that of a recipe, or of any number format (all three operands in that format, scaled by
-their current amax; a format with the range of FP32, such as bf16 or tf32, needs no scale and gets none). The long form
+The short form is a name: that of a recipe, or of any number format (all three operands in that format, scaled as
+``resolve_cast`` says: by their current amax, unless the format has scales of its own or needs none). The long form
 is a table::
 
     { input = "e4m3fn", weight = "e4m3fn", grad_output = { format = "e5m2", scaling = "delayed" }, scaling = "current" }
     { base = "e5m2", scaling = { kind = "delayed", history = 8 }, overrides = [{ match = "lm_head", recipe = "bf16" }] }
+    { base = "mxfp8", weight_storage = { format = "e4m3fn", rounding = "stochastic" },
+      optimizer_state = { exp_avg = "mxfp8_e4m3", exp_avg_sq = "bf16" }, saved_activations = "e5m2" }
 
-``scaling``, ``rounding`` and ``saturation`` of the table hold for every operand that does not say otherwise itself.
+``scaling``, ``rounding``, ``saturation`` and ``random_bits`` of the table hold for every operand, and ``gradient``, that
+does not say otherwise itself. What a step leaves behind (``STATES``) has needs of its own and says its own.
 """
 
 from __future__ import annotations
@@ -18,18 +21,15 @@ from typing import Any
 import attrs
 
 from altgrad_core.errors import AltgradError, nearest, unknown
-from altgrad_core.numerics.formats import FloatFormat
-from altgrad_core.numerics.modes import Rounding, Saturation
-from altgrad_core.numerics.registry import get_format
 from altgrad_core.plugins import Choice, Plugins, installed
-from altgrad_core.recipes.recipe import OPERANDS, Backend, Compute, OperandCast, Override, Recipe
+from altgrad_core.recipes.recipe import OPERANDS, STATES, Backend, Compute, OperandCast, Override, Recipe
+from altgrad_core.recipes.resolve_cast import HOW, CastResolver, cast_table, check_random_bits, state_table
 from altgrad_core.spelling import shown
-from altgrad_core.structure import Collector, Problem, StructureError, choose, structure, unstructure
+from altgrad_core.structure import Collector, Problem, StructureError, structure
 
-CASTS = (*OPERANDS, "gradient")
-_HOW = {"rounding": Rounding, "saturation": Saturation}
-_CAST_KEYS = ("format", "scaling", *_HOW)
-_KEYS = ("name", "base", *CASTS, "scaling", *_HOW, "compute", "backend", "overrides")
+CASTS = (*OPERANDS, "gradient", *STATES)
+_HELD = (*OPERANDS, "gradient")  # what scaling, rounding, ... of the table hold for
+_KEYS = ("name", "base", *CASTS, "scaling", *HOW, "compute", "backend", "overrides")
 
 
 def resolve_recipe(spec: str | Mapping[str, Any], *, plugins: Plugins | None = None) -> Recipe:
@@ -44,22 +44,17 @@ def recipe_table(recipe: Recipe) -> dict[str, Any]:
     """Return the long form, which ``resolve_recipe`` turns back into an equal recipe."""
     table: dict[str, Any] = {"name": recipe.name, "compute": recipe.compute, "backend": recipe.backend}
     for name in CASTS:
-        cast: OperandCast | None = getattr(recipe, name)
+        cast = getattr(recipe, name)
         if cast is not None:
-            table[name] = {
-                "format": cast.format,
-                "rounding": cast.rounding,
-                "saturation": cast.saturation,
-                "scaling": {"kind": cast.scaling.kind, **unstructure(cast.scaling.options)},
-            }
+            table[name] = cast_table(cast) if isinstance(cast, OperandCast) else state_table(cast)
     if recipe.overrides:
         table["overrides"] = [{"match": o.match, "recipe": recipe_table(o.recipe)} for o in recipe.overrides]
     return table
 
 
 @attrs.frozen
-class _Resolver:
-    plugins: Plugins
+class _Resolver(CastResolver):
+    """Makes recipes of what users write."""
 
     def resolve(self, spec: Any, compute: Compute, within: tuple[str, ...]) -> Recipe:
         """``compute`` holds where the recipe names none; ``within`` are the names being resolved, against circles."""
@@ -84,7 +79,7 @@ class _Resolver:
                 ) from error
             return attrs.evolve(recipe, name=name)
         try:
-            format = self._format(name)
+            format = self.format_name(name)
         except AltgradError as error:
             recipes = self.plugins.names("recipe")
             if near := nearest(name, recipes):
@@ -92,18 +87,8 @@ class _Resolver:
                     f"Unknown recipe '{name}'.{near} Recipes: {', '.join(recipes)}; any format is a recipe, too."
                 ) from error
             raise AltgradError(f"{error} Nor is it a recipe. Recipes: {', '.join(recipes) or 'none'}.") from error
-        cast = OperandCast(format=format, scaling=self._default_scaling(format))
+        cast = OperandCast(format=format, scaling=self.default_scaling(format))
         return Recipe(name=format, input=cast, weight=cast, grad_output=cast, compute=compute)
-
-    def _format(self, name: str) -> str:
-        extension = self.plugins.find("format", name)
-        return extension.name if extension is not None else get_format(name).name
-
-    def _default_scaling(self, format: str) -> Choice:
-        extension = self.plugins.find("format", format)
-        found = get_format(format if extension is None else extension.value)
-        wide = isinstance(found, FloatFormat) and found.max_finite >= 2.0**127
-        return choose(self.plugins, "scaling", "none" if wide else "current")
 
     def _table(self, table: Mapping[str, Any], compute: Compute, within: tuple[str, ...]) -> Recipe:
         collector = Collector()
@@ -123,13 +108,17 @@ class _Resolver:
         compute = values.get("compute", base.compute)
         inherited = [attrs.evolve(o, recipe=attrs.evolve(o.recipe, compute=compute)) for o in base.overrides]
         values["overrides"] = tuple(inherited)
-        how = self._how(table, collector)
-        for name in CASTS:
+        how = self.how(table, collector)
+        for name in _HELD:
             with collector.at(name):
-                values[name] = self._cast(table.get(name), getattr(base, name), how)
-        if not collector.problems and not any(values[name] for name in CASTS):
-            for key in how:
-                collector.add((key,), "has no effect, because the recipe casts nothing; leave it out")
+                values[name] = self.cast(table.get(name), getattr(base, name), how)
+        for name in ("weight_storage", "saved_activations"):
+            with collector.at(name):
+                values[name] = self.cast(table.get(name), getattr(base, name), {})
+        with collector.at("optimizer_state"):
+            values["optimizer_state"] = self.optimizer_state(table.get("optimizer_state"), base.optimizer_state)
+        if not collector.problems:
+            self._check_effect(how, values, collector)
         if "overrides" in table:
             with collector.at("overrides"):
                 values["overrides"] = (*self._overrides(table["overrides"], compute, within), *inherited)
@@ -137,45 +126,18 @@ class _Resolver:
         recipe = attrs.evolve(base, **values)
         return recipe if "name" in values else attrs.evolve(recipe, name=_name(recipe, base, table))
 
-    def _how(self, table: Mapping[str, Any], collector: Collector) -> dict[str, Any]:
-        """Return what the table says on scaling, rounding and saturation."""
-        found: dict[str, Any] = {}
-        if "scaling" in table:
-            with collector.at("scaling"):
-                found["scaling"] = choose(self.plugins, "scaling", table["scaling"])
-        for key, hint in _HOW.items():
-            if key in table:
-                with collector.at(key):
-                    found[key] = structure(table[key], hint)  # type: ignore[arg-type]
-        return found
-
-    def _cast(self, spec: Any, base: OperandCast | None, how: Mapping[str, Any]) -> OperandCast | None:
-        if spec is None:
-            return None if base is None else attrs.evolve(base, **how)
-        if not isinstance(spec, str | Mapping):
-            raise StructureError([Problem((), f"expected the name of a format or a table, got {shown(spec)}")])
-        collector, values = Collector(), dict(how)
-        if isinstance(spec, str):
-            with collector.at():
-                values["format"] = self._format(spec)
+    @staticmethod
+    def _check_effect(how: Mapping[str, Any], values: Mapping[str, Any], collector: Collector) -> None:
+        held = [values[name] for name in _HELD if values[name] is not None]
+        if held:
+            with collector.at("random_bits"):
+                check_random_bits(how, held)
+        elif any(values[name] for name in STATES):
+            for key in how:
+                collector.add((key,), f"holds for {', '.join(_HELD)} alone, none of which is cast; say it in the cast")
         else:
-            for key in spec:
-                if key not in _CAST_KEYS:
-                    collector.add((key,), unknown("key", str(key), _CAST_KEYS))
-            values |= self._how(spec, collector)
-            if "format" in spec:
-                with collector.at("format"):
-                    values["format"] = self._format(structure(spec["format"], str))
-            elif base is None:
-                collector.add(("format",), "missing; it has no default")
-        collector.check()
-        if base is not None and ("format" not in values or base.scaling != self._default_scaling(base.format)):
-            return attrs.evolve(base, **values)
-        if base is not None:  # a format that needs scaling may replace one that does not
-            values = {"rounding": base.rounding, "saturation": base.saturation, **values}
-        if "scaling" not in values:
-            values["scaling"] = self._default_scaling(values["format"])
-        return OperandCast(**values)
+            for key in how:
+                collector.add((key,), "has no effect, because the recipe casts nothing; leave it out")
 
     def _overrides(self, spec: Any, compute: Compute, within: tuple[str, ...]) -> list[Override]:
         collector, overrides = Collector(), []
@@ -208,8 +170,8 @@ class _Resolver:
                 f"an override cannot change the compute precision: '{recipe.name}' computes in {recipe.compute}, "
                 f"the recipe around it in {compute}; use a recipe that computes in {compute}"
             )
-        for key, what in (("gradient", recipe.gradient), ("overrides", recipe.overrides)):
-            if what:
+        for key in ("gradient", "optimizer_state", "saved_activations", "overrides"):
+            if getattr(recipe, key):
                 raise AltgradError(f"the recipe of an override cannot have '{key}'; set it in the recipe around it")
         return recipe
 
@@ -230,6 +192,6 @@ def _name(recipe: Recipe, base: Recipe, table: Mapping[str, Any]) -> str:
         return ", ".join(changes)
     casts = recipe.casts()
     formats = [casts[name].format if name in casts else "-" for name in OPERANDS]
-    if not casts:
-        return recipe.compute
-    return formats[0] if len(set(formats)) == 1 else "/".join(formats)
+    name = recipe.compute if not casts else formats[0] if len(set(formats)) == 1 else "/".join(formats)
+    others = [f"{key} {cast.format}" for key, cast in recipe.all_casts().items() if key not in OPERANDS]
+    return ", ".join([name, *others])

@@ -127,7 +127,7 @@ class FormatConformance:
         if len(x) > _SCALAR:
             x = torch.cat([x[:: len(x) // _SCALAR + 1], x[-200:], x[len(x) // 2 - 200 : len(x) // 2]])
         for saturation in SATURATIONS:
-            expected = [quantize_exactly(value, self.fmt, saturation) for value in x.tolist()]
+            expected = [quantize_exactly(value, self.fmt, saturation=saturation) for value in x.tolist()]
             assert_same(quantize(x, self.fmt, saturation=saturation), torch.tensor(expected, dtype=torch.float64), x)
 
     def test_landmarks_and_every_bfloat16_against_a_table(self) -> None:

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from altgrad_core.recipes.control import CastControl, control_of
-from altgrad_core.recipes.gradients import GradientCast
 from altgrad_core.recipes.recipe import Compute, Recipe
+from altgrad_core.recipes.step_casts import StepCasts
 from altgrad_core.training import rng
 from altgrad_core.training.alerts import Alert, AlertWatch
 from altgrad_core.training.checkpoint import Checkpoints, Saved
@@ -68,7 +67,7 @@ class Engine:
         self.data, self.probes, self.alerts, self.checkpoints = data, probes, alerts, checkpoints
         self.emit, self.stop_requested, self.device = emit, stop_requested, device
         self.sinks = sinks
-        self.gradient_cast = None if recipe.gradient is None else GradientCast(model, recipe.gradient).to(device)
+        self.casts = StepCasts(model, optimizer, recipe, seed=seed)
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.step_number = 0
         self.best_loss = math.inf
@@ -106,13 +105,13 @@ class Engine:
         probes = [probe for probe in self.probes.values() if logged and probe.due(step)]
         probing = _Stopwatch(self.device)
         rate = self._set_learning_rate(step)
+        self.casts.begin_step(step)
 
         self._probe("before_forward", probes, context, probing)
 
         self.optimizer.zero_grad(set_to_none=True)
         loss = context.loss = context.backward(self.recipe.compute)
-        if self.gradient_cast is not None:
-            self.gradient_cast()
+        self.casts.after_backward()
 
         self._probe("after_backward", probes, context, probing)
 
@@ -122,6 +121,7 @@ class Engine:
         if alert is None:
             self._probe("before_update", probes, context, probing)
             self.optimizer.step()
+            self.casts.after_update()
             self._probe("after_update", probes, context, probing)
         else:
             self._report(step, alert)
@@ -179,7 +179,7 @@ class Engine:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "gradient_cast": {} if self.gradient_cast is None else self.gradient_cast.state_dict(),
+            "casts": self.casts.state_dict(),
             "probes": {name: probe.state_dict() for name, probe in self.probes.items()},
             "alerts": self.alerts.state_dict(),
             "sinks": self.sinks.state_dict(),
@@ -197,8 +197,7 @@ class Engine:
         name, state = found
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.gradient_cast is not None:
-            self.gradient_cast.load_state_dict(state["gradient_cast"])
+        self.casts.load_state_dict(state["casts"])
         for probe_name, probe in self.probes.items():
             probe.load_state_dict(state["probes"][probe_name])
         self.alerts.load_state_dict(state["alerts"])
@@ -247,16 +246,13 @@ class Engine:
                 block_size=self.block_size,
             )
             batches.append((inputs.to(self.device), targets.to(self.device)))
-        controls = [control_of(self.model)]
-        if self.gradient_cast is not None:
-            controls.append(self.gradient_cast.cast_control)
         return StepContext(
             step=step,
             model=self.model,
             recipe=self.recipe,
             parameters=self.parameters,
             batches=batches,
-            controls=[control for control in controls if isinstance(control, CastControl)],
+            controls=[self.casts.control],
             backward=lambda compute: self._backward(batches, compute),
             measurements=Measurements(),
         )
@@ -264,7 +260,8 @@ class Engine:
     def _loss(self, one: Batch, compute: Compute) -> Tensor:
         """Mean cross entropy of a micro-batch, computed in FP32 from the logits."""
         inputs, targets = one
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=compute == "bf16"):
+        autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=compute == "bf16")
+        with autocast, self.casts.forward_pass():
             logits = self.model(inputs)
         return F.cross_entropy(logits.float().view(-1, logits.shape[-1]), targets.view(-1))
 

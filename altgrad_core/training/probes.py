@@ -30,7 +30,7 @@ class StepContext:
     batches: list[Batch]
     """The step's micro-batches: inputs and targets, both int64 [B, T], on the device."""
     controls: list[CastControl]
-    """The switches of the model's casts and of the gradient cast, as far as the recipe has them."""
+    """The switches of the run's casts; one serves them all."""
     backward: Callable[[Compute], Tensor]
     """Runs forward and backward over ``batches`` in the given precision, adds to ``.grad``, returns the mean loss (0-d)."""
     measurements: Measurements
@@ -59,7 +59,7 @@ class Probe:
         """Before the optimizer's step; not called when a non-finite gradient makes the step be skipped."""
 
     def after_update(self, context: StepContext) -> None:
-        """After the optimizer's step, with the same gradients, clipped."""
+        """After the optimizer's step, with weights and optimizer state cast, and the same gradients, clipped."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs (tensors and JSON types)."""

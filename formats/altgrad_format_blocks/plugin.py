@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from altgrad_format_ocp.plugin import E2M1FN, E2M3FN, E3M2FN, E4M3FN, E5M2, E8M0FNU, INT8
+
 from altgrad_core.hookspecs import RegisterFormat, hookimpl
 from altgrad_core.numerics.formats import BlockFormat, Format
-from altgrad_format_ocp.plugin import E2M1FN, E2M3FN, E3M2FN, E4M3FN, E5M2, E8M0FNU, INT8
 
 
 def _mx(name: str, element: Format, note: str = "") -> BlockFormat:

@@ -18,28 +18,48 @@ from altgrad_core.training.probes import Probe, StepContext
 
 
 class StabilityProbe(Probe):
-    """The probe ``stability``; switches the casts' statistics on for its steps only."""
+    """The probe ``stability``; switches the casts' statistics on for its steps only.
+
+    The casts of forward and backward are read before the update, which a non-finite step does not come to; those of the
+    optimizer's state and of stored weights after it.
+    """
 
     def before_forward(self, context: StepContext) -> None:
         """Switch the statistics on."""
-        for control in context.controls:
-            control.take()
-            control.collecting = True
+        _collect(context)
 
     def after_backward(self, context: StepContext) -> None:
         """Switch them off and read them, all casts at once."""
-        taken: dict[str, torch.Tensor] = {}
-        for control in context.controls:
-            control.collecting = False
-            taken |= control.take()
-        if not taken:
-            return
-        names = list(taken)
-        column = dict(zip(FIELDS, torch.stack(list(taken.values())).double().unbind(dim=1), strict=True))
-        add = context.measurements.add_layers
-        add("overflow_rate", names, column["overflow"] / column["elements"])
-        add("underflow_rate", names, column["underflow"] / column["elements"])
-        add("nan_count", names, column["nan"])
-        add("inf_count", names, column["inf"])
-        add("sqnr_db", names, 10 * torch.log10(column["signal_power"] / column["error_power"]))
-        add("dynamic_range_db", names, 20 * torch.log10(column["amax"] / column["amin"]))
+        _measure(context)
+
+    def before_update(self, context: StepContext) -> None:
+        """Switch them on for what is cast after the update."""
+        _collect(context)
+
+    def after_update(self, context: StepContext) -> None:
+        """Switch them off and read them."""
+        _measure(context)
+
+
+def _collect(context: StepContext) -> None:
+    for control in context.controls:
+        control.take()
+        control.collecting = True
+
+
+def _measure(context: StepContext) -> None:
+    taken: dict[str, torch.Tensor] = {}
+    for control in context.controls:
+        control.collecting = False
+        taken |= control.take()
+    if not taken:
+        return
+    names = list(taken)
+    column = dict(zip(FIELDS, torch.stack(list(taken.values())).double().unbind(dim=1), strict=True))
+    add = context.measurements.add_layers
+    add("overflow_rate", names, column["overflow"] / column["elements"])
+    add("underflow_rate", names, column["underflow"] / column["elements"])
+    add("nan_count", names, column["nan"])
+    add("inf_count", names, column["inf"])
+    add("sqnr_db", names, 10 * torch.log10(column["signal_power"] / column["error_power"]))
+    add("dynamic_range_db", names, 20 * torch.log10(column["amax"] / column["amin"]))

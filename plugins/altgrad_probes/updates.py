@@ -1,7 +1,8 @@
 """What the optimizer's step changes in the weights, as the GEMMs read them.
 
 Per weight of a linear layer, ``q`` its values in the format that the GEMM reads (the recipe's weight format, else the compute
-precision), before and after the step under the **same** scale, since a drifting amax would change every value:
+precision; where the two GEMMs that read it have a cast each, as fprop reads it), before and after the step under the
+**same** scale, since a drifting amax would change every value:
 
 | metric | definition | unit |
 | --- | --- | --- |
@@ -22,6 +23,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from altgrad_core.numerics.blockwise import Block, expand
 from altgrad_core.numerics.cast import cast
 from altgrad_core.numerics.codes import ulp
 from altgrad_core.numerics.formats import Format
@@ -31,11 +33,31 @@ from altgrad_core.training.probes import Probe, StepContext
 
 
 @attrs.frozen
-class _Before:
-    """A linear layer's weight before the update."""
+class _Reading:
+    """How a layer's GEMMs read its weight in this step."""
 
     format: Format
     scale: Tensor
+    block: Block | None
+
+    def values(self, weight: Tensor) -> Tensor:
+        """Return the grid values of the weight."""
+        dtype = torch.bfloat16 if self.format.fits_bfloat16 else torch.float32
+        return cast(weight, self.format, scale=self.scale, block=self.block, dtype=dtype)[0]
+
+    def ulp(self, weight: Tensor) -> Tensor:
+        """Return the distance between neighbouring values around each weight."""
+        if self.block is None:
+            return ulp(weight, self.format, scale=self.scale)
+        scale = expand(self.scale, weight.shape, self.block)
+        return ulp(weight / scale, self.format) * scale
+
+
+@attrs.frozen
+class _Before:
+    """A linear layer's weight before the update."""
+
+    reading: _Reading
     q: Tensor
 
 
@@ -55,8 +77,8 @@ class UpdatesProbe(Probe):
         for module in context.model.modules():
             if isinstance(module, nn.Linear) and id(module.weight) in names and module.weight.grad is not None:
                 name = names[id(module.weight)]
-                format, scale = _reading(module, context.recipe.compute)
-                self._before[name] = _Before(format, scale, _values(self._weights[name], format, scale))
+                reading = _reading(module, context.recipe.compute)
+                self._before[name] = _Before(reading, reading.values(self._weights[name]))
 
     def after_update(self, context: StepContext) -> None:
         """Compare; nothing leaves the device."""
@@ -67,12 +89,12 @@ class UpdatesProbe(Probe):
             before = self._before.get(name)
             if before is None:
                 continue
-            same = _values(weight, before.format, before.scale) == before.q
+            same = before.reading.values(weight) == before.q
             assert parameter.grad is not None  # before_update left the others out
             wanted = parameter.grad != 0
             stall.append((same & wanted).sum().double() / wanted.sum())
             flip.append(1.0 - same.double().mean())
-            moved.append(((weight - old).abs() / ulp(old, before.format, scale=before.scale)).mean())
+            moved.append(((weight - old).abs() / before.reading.ulp(old)).mean())
         add = context.measurements.add_layers
         add("zero_update_frac", list(self._weights), torch.stack(zero))
         if self._before:
@@ -83,15 +105,9 @@ class UpdatesProbe(Probe):
         self._weights, self._before = {}, {}
 
 
-def _reading(module: nn.Linear, compute: str) -> tuple[Format, Tensor]:
-    """Return the format in which the layer's GEMMs read its weight, and the scale of this step."""
+def _reading(module: nn.Linear, compute: str) -> _Reading:
     quantizer = module.weight_cast if isinstance(module, CastLinear) else None
     if quantizer is None:
-        return get_format(compute), torch.ones((), device=module.weight.device)
+        return _Reading(get_format(compute), torch.ones((), device=module.weight.device), None)
     assert quantizer.last_scale is not None, "the layer has a gradient, so its weight has been cast"
-    return quantizer.format, quantizer.last_scale
-
-
-def _values(weight: Tensor, format: Format, scale: Tensor) -> Tensor:
-    dtype = torch.bfloat16 if format.fits_bfloat16 else torch.float32
-    return cast(weight, format, scale=scale, dtype=dtype)[0]
+    return _Reading(quantizer.format, quantizer.last_scale, quantizer.last_block)

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from altgrad_core.errors import AltgradError
 from altgrad_core.numerics.amax import block_amax, tensor_amax
-from altgrad_core.numerics.blocks import E4M3, MXMode, mx_scale, nvfp4_scales
+from altgrad_core.numerics.blocks import E4M3, mx_scale, nvfp4_scales
 from altgrad_core.numerics.blockwise import Block, matrix_shape
 from altgrad_core.numerics.formats import BlockFormat, FloatFormat, Format
+from altgrad_core.numerics.modes import MXMode
 from altgrad_core.numerics.scaling import Scale, ScalingPolicy, scale_for, split
 
 

@@ -6,11 +6,11 @@ from typing import Literal
 
 import attrs
 
+from altgrad_core.numerics.modes import MX_MODES, MXMode
+
 # A margin beyond this leaves no format of 8 bits any range; and scales end at 2^126.
 _margin = [attrs.validators.ge(-64), attrs.validators.le(64)]
 _side = [attrs.validators.ge(1), attrs.validators.le(65536)]
-
-MXMode = Literal["floor", "ceil", "rceil", "even"]
 
 
 @attrs.frozen(kw_only=True)
@@ -75,7 +75,7 @@ class BlockwiseOptions:
 class MXOptions:
     """``scaling = { kind = "mx", ... }``: a power of two for each block along the dimension that the GEMM sums over."""
 
-    mode: MXMode = attrs.field(default="rceil", validator=attrs.validators.in_(("floor", "ceil", "rceil", "even")))
+    mode: MXMode = attrs.field(default="rceil", validator=attrs.validators.in_(MX_MODES))
     """How the power of two comes from the block's largest magnitude; ``floor`` and ``even`` may clamp it."""
     block: int | None = attrs.field(default=None, validator=attrs.validators.optional(_side))
     """Elements that share a scale; by default those of the block format, 32 for any other format."""

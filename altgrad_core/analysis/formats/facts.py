@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from functools import cache
 from typing import Any
@@ -44,7 +45,7 @@ def binades(format: Format) -> tuple[tuple[int, int], ...]:
     else:
         values = positive_values(element)
         places = [bisect.bisect_left(values, edge) for edge in edges]
-    return tuple((low + i, above - below) for i, (below, above) in enumerate(zip(places, places[1:], strict=False)))
+    return tuple((low + i, above - below) for i, (below, above) in enumerate(itertools.pairwise(places)))
 
 
 def exponent_of(value: float) -> int:

@@ -25,6 +25,7 @@ MOST = len(SERIES) * len(_DASHES)
 _STEPS = 801  # points of a staircase
 _SPACINGS = 8  # smallest values shown near zero
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_TICKS = 9  # of a logarithmic axis, at most
 _SHOWN_DB = 100  # above, wide formats would squeeze the narrow ones together
 
 
@@ -61,8 +62,9 @@ def svg_of(figure: Any) -> str:
 
 def _figure(formats: Sequence[Format], rounding: Rounding, saturation: Saturation) -> Any:
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(10.5, 7.6), layout="constrained")
+    figure = Figure(figsize=(10.5, 7.6), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
     density, curve, near_zero, near_max = figure.subplots(2, 2).flatten()
     for i, format in enumerate(formats):
         look = {"color": SERIES[i % len(SERIES)], "linestyle": _DASHES[i // len(SERIES)], "linewidth": 1.6}
@@ -70,7 +72,10 @@ def _figure(formats: Sequence[Format], rounding: Rounding, saturation: Saturatio
         _draw_curve(curve, format, formats, rounding, saturation, look)
         _draw_steps(near_zero, format, _near_zero(formats), rounding, saturation, look)
         _draw_near_max(near_max, format, rounding, saturation, look)
-    _dress(density, "Values in each binade (2^e to 2^(e+1))", "magnitude", "number of values")
+    powers_of_two(density.xaxis, density.set_xscale)
+    powers_of_two(density.yaxis, density.set_yscale)
+    powers_of_two(curve.xaxis, curve.set_xscale)
+    _dress(density, "Values in each binade, 2ᵉ to 2ᵉ⁺¹", "magnitude", "number of values")
     _dress(curve, "SQNR of a normal signal, no scale", "standard deviation", "dB")
     curve.set_ylim(-3, min(_SHOWN_DB, curve.get_ylim()[1]))
     _dress(near_zero, f"Near zero ({rounding})", "x", "cast of x")
@@ -86,16 +91,17 @@ def draw_density(axes: Any, format: Format, look: dict[str, Any]) -> None:
     edges = [math.ldexp(1.0, min(e, 1023)) for e in range(counts[0][0], counts[-1][0] + 2)]
     label = f"{format.name} (element {element_of(format).name})" if isinstance(format, BlockFormat) else format.name
     axes.stairs([n or math.nan for _, n in counts], edges, baseline=None, label=label, **look)
-    powers_of_two(axes.xaxis, axes.set_xscale)
-    powers_of_two(axes.yaxis, axes.set_yscale)
 
 
 def powers_of_two(axis: Any, set_scale: Any) -> None:
-    """Make an axis logarithmic, with labels such as 2⁻⁸: mathematical text is off, since names may hold dollars."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    """Make a drawn axis logarithmic, with labels such as 2⁻⁸: mathematical text is off, since names may hold dollars."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     set_scale("log", base=2)
-    axis.set_major_locator(LogLocator(base=2, numticks=8))
+    low, high = (math.log2(limit) for limit in axis.get_view_interval())
+    step = 2 ** max(0, math.ceil(math.log2((high - low) / _TICKS)))
+    ticks = range(math.ceil(low / step) * step, math.floor(high) + 1, step)
+    axis.set_major_locator(FixedLocator([math.ldexp(1.0, min(e, 1023)) for e in ticks]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: power_label(value)))
 
@@ -116,11 +122,8 @@ def _draw_curve(
 ) -> None:
     if not element_of(format).signed:
         return
-    amplitudes, decibels = sqnr.curve(
-        format, sqnr.amplitude_range(formats), rounding=rounding, saturation=saturation
-    )
+    amplitudes, decibels = sqnr.curve(format, sqnr.amplitude_range(formats), rounding=rounding, saturation=saturation)
     axes.plot(amplitudes, decibels, **look)
-    powers_of_two(axes.xaxis, axes.set_xscale)
 
 
 def _near_zero(formats: Sequence[Format]) -> float:
@@ -168,7 +171,7 @@ def _page(formats: Sequence[Format], svg: str) -> str:
         ]  # fmt: skip
         rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
     names = ", ".join(format.name for format in formats)
-    heads = "format,bits,E/M,max,min normal,min positive,range,digits,specials,source".split(",")
+    heads = ["format", "bits", "E/M", "max", "min normal", "min positive", "range", "digits", "specials", "source"]
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(names)}</title>'
         '<meta name="viewport" content="width=device-width">'

@@ -44,9 +44,7 @@ NATIVE: dict[str, Native] = {
         "NVIDIA Ampere (A100) and later; AMD CDNA3 (MI300, called XF32), no longer in CDNA4",
         f"{_PTX}; {_ROCM}",
     ),
-    "bf16": Native(
-        "Ampere+, MI100+", "NVIDIA Ampere (A100) and later; AMD CDNA (MI100) and later", f"{_TE}; {_ROCM}"
-    ),
+    "bf16": Native("Ampere+, MI100+", "NVIDIA Ampere (A100) and later; AMD CDNA (MI100) and later", f"{_TE}; {_ROCM}"),
     "fp16": Native("Volta+, MI100+", "NVIDIA Volta (V100) and later; AMD CDNA (MI100) and later", f"{_PTX}; {_ROCM}"),
     "int8": Native("Turing+, MI100+", "NVIDIA Turing (T4) and later; AMD CDNA (MI100) and later", f"{_PTX}; {_ROCM}"),
     "e5m2": Native("Ada+ (Hopper), MI350+", _OFP8, f"{_TE}; {_ROCM}"),

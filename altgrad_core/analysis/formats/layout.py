@@ -46,9 +46,7 @@ def fitting(columns: Sequence[Column], rows: Sequence[Any], width: int) -> list[
     return kept
 
 
-def lines(
-    columns: Sequence[Column], groups: Iterable[tuple[str, Sequence[Any]]], width: int
-) -> list[tuple[str, str]]:
+def lines(columns: Sequence[Column], groups: Iterable[tuple[str, Sequence[Any]]], width: int) -> list[tuple[str, str]]:
     """Return (text, style) for each line: the header, then each group's title, if it has one, and its rows.
 
     All groups share the widths of the columns. Titles are folded at ``width``, and so is a last column that may be cut.
@@ -71,9 +69,7 @@ def lines(
 
 
 def _widths(columns: Sequence[Column], rows: Sequence[Any]) -> list[int]:
-    return [
-        max([*map(len, column.header.split("\n")), *(len(column.cell(row)) for row in rows)]) for column in columns
-    ]
+    return [max([*map(len, column.header.split("\n")), *(len(column.cell(row)) for row in rows)]) for column in columns]
 
 
 def _line(columns: Sequence[Column], widths: Sequence[int], cells: Sequence[str]) -> str:
@@ -92,6 +88,11 @@ def show(console: Console, text_lines: Iterable[tuple[str, str]]) -> None:
 
     for text, style in text_lines:
         console.print(Text(text, style=style), soft_wrap=True)
+
+
+def folded(sentences: Iterable[str], width: int) -> list[tuple[str, str]]:
+    """Return plain lines of at most ``width`` characters."""
+    return [(part, "") for sentence in sentences for part in textwrap.wrap(sentence, width)]
 
 
 def bars(heights: Sequence[float], rows: int, *, ascii_only: bool) -> list[str]:

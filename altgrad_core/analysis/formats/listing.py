@@ -11,15 +11,17 @@ from altgrad_core.analysis.formats.layout import Column, fitting, lines
 from altgrad_core.numerics.formats import Format
 from altgrad_core.plugins import installed
 
+_LONGEST = 9
+
 COLUMNS = (
     Column("format", lambda f: f.name, left=True),
     Column("bits", lambda f: f"{f.bits:g}"),
     Column("E/M", lambda f: f.split, rank=2),
     Column("precision\nbits", lambda f: _short(f.significant_bits), rank=7),
     Column("digits", lambda f: f"{f.digits:.1f}", rank=3),
-    Column("max", lambda f: number(f.max_finite)),
-    Column("min\nnormal", lambda f: number(f.min_normal), rank=4),
-    Column("min\npositive", lambda f: number(f.min_positive)),
+    Column("max", lambda f: _brief(f.max_finite)),
+    Column("min\nnormal", lambda f: _brief(f.min_normal), rank=4),
+    Column("min\npositive", lambda f: _brief(f.min_positive)),
     Column("range\ndB", lambda f: f"{f.range_db:.0f}", rank=8),
     Column("specials", lambda f: f.specials, left=True, rank=1),
     Column("torch dtype", lambda f: f.torch_dtype or "-", left=True, rank=9),
@@ -48,6 +50,11 @@ def table(groups: Sequence[tuple[str, Sequence[Format]]], width: int) -> list[tu
     rows = [(title, [facts_of(format) for format in found]) for title, found in groups]
     every: list[Facts] = [fact for _, found in rows for fact in found]
     return lines(fitting(COLUMNS, every, width), rows, width)
+
+
+def _brief(value: float | None) -> str:
+    text = number(value)
+    return f"{value:.4g}" if value is not None and len(text) > _LONGEST else text
 
 
 def _short(value: float) -> str:

@@ -27,7 +27,7 @@ Line = tuple[str, str]
 
 # Values are listed unasked for up to this width.
 _SHORT_BITS = 8
-_LABEL = 18
+_LABEL = 17
 _ROWS = 8
 _INDENT = "  "
 _GUTTER = 11  # characters before the axis of a chart
@@ -75,7 +75,7 @@ def _rows(format: Format, facts: Facts) -> list[tuple[str, str]]:
             ("max finite", number(format.max_finite)),
             ("min positive", number(format.min_positive)),
         ]
-        if isinstance(format, TableFormat):
+        if isinstance(format, TableFormat) and format.signed and format.min_finite != -format.max_finite:
             rows.append(("min finite", number(format.min_finite)))
     rows += [
         ("range", f"{facts.binades:.1f} binades, {facts.range_db:.0f} dB"),
@@ -99,7 +99,8 @@ def _signed_code(code: int, format: Format) -> str:
 
 
 def _precision(facts: Facts) -> str:
-    bits = f"{facts.significant_bits:.3g} significant bits, {facts.digits:.1f} decimal digits"
+    plural = "" if facts.significant_bits == 1 else "s"
+    bits = f"{facts.significant_bits:.3g} significant bit{plural}, {facts.digits:.1f} decimal digits"
     if facts.relative_error is None:
         return f"up to {bits}"
     return f"{bits}; relative error of a normal at most {number(facts.relative_error)}"
@@ -126,7 +127,7 @@ def _block_rows(format: BlockFormat) -> list[tuple[str, str]]:
         ("elements", f"{element.name}: max {number(element.max_finite)}, min positive {number(element.min_positive)}"),
         ("scale", f"{scale.name}, one for {format.block} elements along the reduction dimension{tensor}"),
         ("max in a block", f"{number(element.max_finite)} times the scale; {number(largest)} at the largest"),
-        ("range in a block", f"{facts_of(format).binades:.1f} binades, {facts_of(format).range_db:.0f} dB"),
+        ("block's range", f"{facts_of(format).binades:.1f} binades, {facts_of(format).range_db:.0f} dB"),
         *_provenance(format),
     ]
 
@@ -180,10 +181,7 @@ def value_table(format: Format, width: int) -> list[Line]:
 
     Raises ``AltgradError`` for formats of more than 16 bits.
     """
-    if format.bits > LISTED_BITS:
-        raise AltgradError(
-            f"'{format.name}' has {2**format.bits:,} values; lists end at {LISTED_BITS} bits. Leave out --values."
-        )
+    check_listed(format)
     signed = isinstance(format, FloatFormat) and format.signed
     codes = range(2 ** (format.bits - int(signed)))
     shown = [number(format.value(code)) for code in codes]
@@ -194,6 +192,14 @@ def value_table(format: Format, width: int) -> list[Line]:
         return made + _grid(shown, format.bits, width, size, labels)
     heading = f"Values of the {len(shown)} codes{' with the sign bit clear' if signed else ''}:"
     return [(heading, "italic"), *_grid(shown, format.bits, width, len(shown), [""])]
+
+
+def check_listed(format: Format) -> None:
+    """Raise ``AltgradError`` for a format with too many values to list."""
+    if format.bits > LISTED_BITS:
+        raise AltgradError(
+            f"'{format.name}' has {2**format.bits:,} values; lists end at {LISTED_BITS} bits. Leave out --values."
+        )
 
 
 def _exponent_label(format: FloatFormat, field: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,8 +136,6 @@ def _split(where: str) -> tuple[Path, str | None]:
 
 def _tensors(path: Path) -> dict[str, Callable[[], Tensor]]:
     """Return name -> a function that reads the tensor, so that one tensor of a large file costs no more than itself."""
-    import torch
-
     readers: Mapping[str, Callable[[Path], dict[str, Callable[[], Tensor]]]] = {
         ".safetensors": _safetensors,
         ".npy": _numpy,
@@ -151,7 +150,6 @@ def _tensors(path: Path) -> dict[str, Callable[[], Tensor]]:
     except AltgradError:
         raise
     except Exception as error:  # each library has its own errors for a damaged file
-        del torch
         raise AltgradError(f"{path} cannot be read as {path.suffix}: {str(error).splitlines()[0]}") from None
 
 
@@ -159,7 +157,7 @@ def _safetensors(path: Path) -> dict[str, Callable[[], Tensor]]:
     from safetensors import safe_open
 
     opened: Any = safe_open(path, framework="pt")
-    return {name: lambda name=name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    return {name: partial(opened.get_tensor, name) for name in opened.keys()}  # noqa: SIM118
 
 
 def _numpy(path: Path) -> dict[str, Callable[[], Tensor]]:

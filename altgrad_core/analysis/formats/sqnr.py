@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
 import attrs
@@ -58,9 +59,7 @@ def measure(
     return rows
 
 
-def _sqnr_of(
-    format: Format, x: Tensor, scaling: Scaling, rounding: Rounding, saturation: Saturation
-) -> float | None:
+def _sqnr_of(format: Format, x: Tensor, scaling: Scaling, rounding: Rounding, saturation: Saturation) -> float | None:
     from altgrad_core.numerics.scaling import scale_for
 
     if not element_of(format).signed and bool((x < 0).any()):
@@ -93,6 +92,7 @@ def _best_scale(format: Format, x: Tensor, current: float, rounding: Rounding, s
 
 
 def cast(x: Tensor, format: Format, scale: float, rounding: Rounding, saturation: Saturation) -> Tensor:
+    """Return ``quantize`` of x; stochastic rounding draws with seed 0."""
     from altgrad_core.numerics.cast import quantize
 
     if rounding == "stochastic":
@@ -117,8 +117,27 @@ def table(rows: Sequence[Row], signals: Sequence[Signal], width: int) -> list[tu
     """Return (text, style) lines: a row a format, a column a signal."""
     columns = [Column("format", lambda row: row.format, left=True)]
     for i, signal in enumerate(signals):
-        columns.append(Column(signal.name.replace(" ", "\n"), lambda row, i=i: decibels(row.sqnr_db[i]), rank=i))
+        columns.append(Column(signal.name.replace(" ", "\n"), partial(_cell, i), rank=i))
     return lines(fitting(columns, rows, width), [("", rows)], width)
+
+
+def _cell(signal: int, row: Row) -> str:
+    return decibels(row.sqnr_db[signal])
+
+
+def legend(formats: Sequence[Format], scaling: Scaling, rounding: Rounding, saturation: Saturation) -> list[str]:
+    """Return the sentences that say how a table came about."""
+    scales = {
+        "current": "Scale: the smallest power of two that puts the largest magnitude within the format's range.",
+        "best": "Scale: the power of two with the highest SQNR.",
+        "none": "Scale: 1.",
+    }
+    said = [f"{scales[scaling]} Rounding {rounding}, saturation {saturation}."]
+    if any(isinstance(format, BlockFormat) for format in formats):
+        said.append("Block formats have the scales of their blocks, along rows, instead.")
+    if any(not element_of(format).signed for format in formats):
+        said.append("A format without negative numbers has no SQNR where there are some.")
+    return said
 
 
 def decibels(value: float | None) -> str:
@@ -168,11 +187,12 @@ def amplitude_range(formats: Sequence[Format]) -> list[float]:
 def normal_quantiles(size: int) -> list[float]:
     """Return the quantiles (i + 1/2) / size of the standard normal distribution, in a fixed shuffled order.
 
-    The order matters to block formats alone: neighbours must not resemble each other. A step that shares no divisor
-    with the size visits every place once.
+    The order matters to block formats alone: neighbours must not resemble each other.
     """
+    from random import Random
     from statistics import NormalDist
 
-    step = next(k for k in range(round(size * 0.618), size) if math.gcd(k, size) == 1)
     normal = NormalDist()
-    return [normal.inv_cdf(((i * step) % size + 0.5) / size) for i in range(size)]
+    found = [normal.inv_cdf((i + 0.5) / size) for i in range(size)]
+    Random(0).shuffle(found)
+    return found

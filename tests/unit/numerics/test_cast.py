@@ -216,7 +216,7 @@ def test_useless_scale_tensors_are_not_checked_and_do_not_crash(scale: float) ->
 
 def test_what_a_cast_refuses() -> None:
     x = torch.ones(2)
-    with pytest.raises(AltgradError, match=r"0-d tensor, got a tensor of shape \[2\]"):
+    with pytest.raises(AltgradError, match=r"got a tensor of shape \[2\]"):
         quantize(x, "e5m2", scale=torch.ones(2))
     with pytest.raises(AltgradError, match=r"floating-point tensor, got torch.int64"):
         quantize(torch.arange(3), "e5m2")

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from altgrad_core.errors import AltgradError
-from altgrad_core.numerics import FloatFormat, format_names, get_format
+from altgrad_core.numerics import FloatFormat, TableFormat, format_names, get_format
 from altgrad_core.numerics.cast import cast, quantize
 from altgrad_core.numerics.codes import decode, encode
 from altgrad_core.numerics.modes import ROUNDINGS, SATURATIONS, Rounding, Saturation
@@ -170,10 +170,9 @@ def points(f: FloatFormat) -> Tensor:
 
     float32, with float32's neighbours, where all of these are float32 numbers, else float64.
     """
-    values = [f.magnitude(code) for code in range(f.max_code + 2)]
-    values = [value for value in values if math.isfinite(value)]
-    exact = torch.tensor(values, dtype=torch.float64)
-    exact = torch.cat([exact, (exact[1:] + exact[:-1]) / 2])
+    exact = torch.tensor([f.magnitude(code) for code in range(f.max_code + 1)] + [f.beyond], dtype=torch.float64)
+    exact = exact[torch.isfinite(exact)]
+    exact = torch.cat([exact, exact[:-1] + exact.diff() / 2, torch.tensor([f.overflow_threshold])])
     exact = torch.cat([exact, torch.tensor([math.pi, 2.0**-149, 2.0**-126 - 2.0**-149, 2.0**-126, 3.4e38])])
     single = exact.float()
     x = single if bool((single.double() == exact)[:-5].all()) else exact
@@ -204,7 +203,8 @@ def their_values(
     info, wide = their_format(f), x.double().numpy()
     given = {} if bits is None else {"srbits": bits.numpy(), "srnumbits": count}
     saturates = saturation != "none" or not (f.has_inf or f.has_nan)
-    rounded = gfloat.round_ndarray(info, wide, GFLOAT[rounding], sat=saturates, **given)
+    with np.errstate(over="ignore"):  # a sum that leaves float64 becomes Inf, which is beyond the format as well
+        rounded = gfloat.round_ndarray(info, wide, GFLOAT[rounding], sat=saturates, **given)
     result = torch.from_numpy(np.asarray(rounded))
     return torch.where(torch.isinf(x), x.double(), result) if saturation == "propagate" and f.has_inf else result
 
@@ -295,3 +295,94 @@ def test_values_of_p3109(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in grammar() if name.startswith("binary")])
 def test_values_of_every_p3109_name(name: str) -> None:
     check_values_of_p3109(name)
+
+
+# ------------------------------------------------------------------------------------------------- table formats
+
+
+def table_points(f: TableFormat) -> Tensor:
+    """Return all numbers and midpoints of a table with their float32 neighbours, and beyond its ends; specials."""
+    exact = torch.tensor(f.numbers, dtype=torch.float64)
+    ends = torch.tensor(
+        [1e-45, 2.0**-126, 1.0, 3.4e38, math.pi, *(2.0 * value for value in (f.max_finite, f.numbers[0]))]
+    )
+    x = torch.cat([exact, exact[:-1] + exact.diff() / 2, ends]).float()
+    x = x[torch.isfinite(x)]
+    infinity = torch.tensor(math.inf)
+    x = torch.cat([x, torch.nextafter(x, infinity), torch.nextafter(x, -infinity)])
+    return torch.cat([x, -x, torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan])]).unique()
+
+
+@pytest.mark.parametrize("name", ["posit8", "takum8", "nf4", "int8", "e8m0fnu"])
+def test_every_mode_of_table_formats_against_the_scalar_reference(name: str) -> None:
+    f = get_format(name)
+    assert isinstance(f, TableFormat)
+    x = table_points(f)
+    bits = random_bits(DRAW, x.shape).tolist()
+    for rounding, saturation in itertools.product(ROUNDINGS, SATURATIONS):
+        expected = [
+            quantize_exactly(value, f, rounding=rounding, saturation=saturation, bits=b >> 24, random_bits=8)
+            for value, b in zip(x.tolist(), bits, strict=True)
+        ]
+        got = quantize(x, f, rounding=rounding, saturation=saturation, draw=DRAW, random_bits=8)
+        assert_same(got, torch.tensor(expected, dtype=torch.float64), x)
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS[:-1])
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [("int8", gfloat.formats.format_info_ocp_int8), ("e8m0fnu", gfloat.formats.format_info_ocp_e8m0)],
+)
+def test_gfloat_has_two_of_the_tables(name: str, theirs: gfloat.FormatInfo, rounding: Rounding) -> None:
+    """OCP's MXINT8 elements and its scales, within their ranges; beyond, see below."""
+    f = get_format(name)
+    assert isinstance(f, TableFormat)
+    x = table_points(f)
+    x = x[(x >= f.numbers[0]) & (x <= f.max_finite)]
+    expected = torch.from_numpy(gfloat.round_ndarray(theirs, x.double().numpy(), GFLOAT[rounding], sat=True))
+    assert_same(quantize(x, f, rounding=rounding), expected, x)
+    codes = torch.arange(2**f.bits)
+    assert_same(decode(codes, f), torch.from_numpy(gfloat.decode_ndarray(theirs, codes.numpy())), codes)
+
+
+# ------------------------------------------------------------------------------------- where an oracle is wrong
+
+
+def test_gfloat_has_no_answer_for_negative_numbers_in_unsigned_formats() -> None:
+    """It returns negative numbers, which are no values of the format; P3109 clamps to 0, or has NaN."""
+    f = float_format("binary8p4ue")
+    x = torch.tensor([-0.3, -1.0, -1e9])
+    theirs = their_values(f, x, "nearest_even", "finite")
+    assert (theirs < 0).all()
+    assert quantize(x, f).tolist() == [0.0, 0.0, 0.0]
+    assert torch.isnan(quantize(x, f, saturation="none")).all()
+
+
+def test_gfloat_takes_e8m0_below_its_smallest_value() -> None:
+    """Without subnormals its exponent is not bounded below; e8m0 ends at 2^-127 and has no zero."""
+    x = torch.tensor([2.0**-130, 0.0])
+    theirs = gfloat.round_ndarray(gfloat.formats.format_info_ocp_e8m0, x.double().numpy(), sat=True)
+    assert theirs.tolist() == [2.0**-130, 0.0]
+    assert quantize(x, "e8m0fnu").tolist() == [2.0**-127, 2.0**-127]
+
+
+@warned
+def test_ml_dtypes_rounds_ties_of_e8m0_up() -> None:
+    """Ties go to the even code here, as with every other format of ml_dtypes; its e8m0 takes the greater value."""
+    x = torch.tensor([1.5 * 2.0**exponent for exponent in range(-126, 127)])
+    theirs = torch.from_numpy(x.numpy().astype(ml_dtypes.float8_e8m0fnu).astype(np.float32))
+    assert_same(theirs, quantize(x, "e8m0fnu", rounding="nearest_away"), x)
+    odd = quantize(x, "e8m0fnu") != theirs
+    assert odd.tolist() == [exponent % 2 == 1 for exponent in range(-126, 127)]
+    beside = torch.cat([torch.nextafter(x, torch.tensor(math.inf)), torch.nextafter(x, torch.tensor(0.0))])
+    theirs = torch.from_numpy(beside.numpy().astype(ml_dtypes.float8_e8m0fnu).astype(np.float32))
+    assert_same(quantize(beside, "e8m0fnu"), theirs, beside)
+
+
+def test_torch_overflows_as_its_version_pleases() -> None:
+    """e4m3fn: NaN up to torch 2.12, +-448 from 2.13; e5m2: Inf. Neither is an oracle of saturation: clamp before."""
+    x = torch.tensor([465.0, 1e9])
+    theirs = x.to(torch.float8_e4m3fn).float()
+    assert (torch.isnan(theirs) | (theirs == 448.0)).all()
+    assert quantize(x, "e4m3fn").tolist() == [448.0, 448.0]
+    assert torch.isnan(quantize(x, "e4m3fn", saturation="none")).all()

@@ -50,8 +50,8 @@ def test_overflow_and_nan() -> None:
     assert isinstance(e5m2, FloatFormat)
     assert isinstance(e4m3fn, FloatFormat)
     assert math.isnan(quantize_exactly(math.nan, e5m2))
-    assert quantize_exactly(-1e9, e5m2, "none") == -math.inf
-    assert quantize_exactly(-1e9, e5m2, "propagate") == -57344.0
-    assert quantize_exactly(-math.inf, e5m2, "propagate") == -math.inf
-    assert math.isnan(quantize_exactly(465.0, e4m3fn, "none"))
-    assert quantize_exactly(math.inf, e4m3fn, "propagate") == 448.0
+    assert quantize_exactly(-1e9, e5m2, saturation="none") == -math.inf
+    assert quantize_exactly(-1e9, e5m2, saturation="propagate") == -57344.0
+    assert quantize_exactly(-math.inf, e5m2, saturation="propagate") == -math.inf
+    assert math.isnan(quantize_exactly(465.0, e4m3fn, saturation="none"))
+    assert quantize_exactly(math.inf, e4m3fn, saturation="propagate") == 448.0

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import altgrad_core as altgrad
+from altgrad_core.numerics.blockwise import expand
 from altgrad_core.recipes.control import casts_off, control_of
 from altgrad_core.recipes.resolve import resolve_recipe
 from altgrad_core.training.metrics import Measurements
@@ -182,8 +183,25 @@ def test_the_weight_is_measured_on_the_grid_that_the_gemm_read() -> None:
         layer.weight *= 16
     seen: dict[str, Tensor] = {}
     probe = UpdatesProbe(1)
-    stage.watch(probe, between=lambda: seen.update(scale=probe._before["blocks.0.mlp.up.weight"].scale))
+    stage.watch(probe, between=lambda: seen.update(scale=probe._before["blocks.0.mlp.up.weight"].reading.scale))
     assert float(seen["scale"]) == scales[-1]
+
+
+@pytest.mark.parametrize("scaling", ["mx", "nvfp4", "rowwise", {"kind": "blockwise", "rows": 8, "columns": 8}])
+def test_updates_under_scales_of_blocks(scaling: str | dict) -> None:
+    stage = Stage({"base": "e2m1fn", "scaling": scaling})
+    layer, name = stage.model.blocks[0].mlp.up, "blocks.0.mlp.up.weight"
+    old = layer.weight.detach().clone()
+    values = stage.watch(UpdatesProbe(1))
+    quantizer = layer.weight_cast
+    assert quantizer.last_scale.dim() == 2
+    scale = expand(quantizer.last_scale, old.shape, quantizer.last_block)
+    q = [altgrad.quantize(w * (1 / scale), "e2m1fn") for w in (old, layer.weight.detach())]
+    assert values[f"bit_flip_rate/{name}"] == pytest.approx((q[0] != q[1]).double().mean().item())
+    size = (old / scale).abs()
+    ulp = torch.where(size < 2, 0.5, torch.where(size < 4, 1.0, 2.0)) * scale
+    moved = ((layer.weight.detach() - old).abs() / ulp).double().mean().item()
+    assert values[f"update_ulps/{name}"] == pytest.approx(moved, rel=1e-5)
 
 
 def test_layers_that_a_step_does_not_use_are_left_out() -> None:

@@ -1,0 +1,252 @@
+"""Rounding to a ``TableFormat``: one search through sorted thresholds, then a look-up.
+
+Whatever the mode, the numbers that become one value are an interval, so that a value's first number is all there is to
+know. These thresholds are found in exact fractions once for a table and mode; the search compares in the dtype of the
+input, for which a threshold between two of its numbers is the greater one. So nothing is rounded but the value.
+
+The intervals, in order: -Inf; what is below the table; one for each value; what is above the table; +Inf.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from fractions import Fraction
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from altgrad_core.numerics.modes import Rounding, Saturation
+from altgrad_core.numerics.tableformat import TableFormat, is_number
+
+_LARGEST = math.ldexp(1.0 - 2.0**-53, 1024)
+# Veltkamp's: splits a float64 into two halves whose products are exact.
+_SPLITTER = 2.0**27 + 1.0
+
+
+def round_to_table(
+    y: Tensor,
+    format: TableFormat,
+    rounding: Rounding = "nearest_even",
+    saturation: Saturation = "finite",
+    bits: Tensor | None = None,
+    random_bits: int = 32,
+) -> Tensor:
+    """Return the values of the table that ``y`` (float32 or float64, any shape) rounds to, in its dtype and shape.
+
+    ``y`` is not changed. NaN stays NaN, also where the table has none. ``bits`` are int64 numbers below 2^32, one an
+    element, for ``stochastic``, which uses the top ``random_bits`` of each. Values that float32 does not hold are
+    rounded to it: give float64 for tables that are wider (``fits_float32``).
+    """
+    if torch.compiler.is_compiling():
+        rounded: Tensor = _round_op(y, format.constants, rounding, saturation, bits, random_bits)
+        return rounded
+    return _round(y, format.constants, rounding, saturation, bits, random_bits)
+
+
+def table_overflow(
+    y: Tensor, format: TableFormat, rounding: Rounding, bits: Tensor | None = None, random_bits: int = 32
+) -> Tensor:
+    """Return which finite elements round to beyond the table's ends (bool, shape of ``y``), as ``beyond`` defines it.
+
+    ``bits`` as for ``round_to_table``; they decide where a stochastic rounding between an end and ``beyond`` goes.
+    """
+    if torch.compiler.is_compiling():
+        over: Tensor = _overflow_op(y, format.constants, rounding, bits, random_bits)
+        return over
+    return _overflow(y, format.constants, rounding, bits, random_bits)
+
+
+def _round(y: Tensor, constants: str, rounding: str, saturation: str, bits: Tensor | None, random_bits: int) -> Tensor:
+    y = y.detach()
+    place = _places(y, constants, rounding, bits, random_bits)
+    q = _results(constants, rounding, saturation, y.dtype, y.device)[place]
+    if _parse(constants).has_negative_zero:
+        q = torch.where((q == 0) & torch.signbit(y), -0.0, q)
+    return torch.where(torch.isnan(y), y, q)
+
+
+def _overflow(y: Tensor, constants: str, rounding: str, bits: Tensor | None, random_bits: int) -> Tensor:
+    y = y.detach()
+    place = _places(y, constants, rounding, bits, random_bits)
+    above = len(_parse(constants).codes) + 2
+    over: Tensor = ((place == 1) | (place == above)) & ~torch.isnan(y)
+    return over
+
+
+# To a tracing compiler the two are operators: a table is data, which tracing would bake into the graph again and again.
+_ARGUMENTS = "Tensor? bits, int random_bits) -> Tensor"
+_round_op = torch.library.custom_op(
+    "altgrad::round_to_table",
+    _round,
+    mutates_args=(),
+    schema=f"(Tensor y, str constants, str rounding, str saturation, {_ARGUMENTS}",
+)
+_overflow_op = torch.library.custom_op(
+    "altgrad::table_overflow",
+    _overflow,
+    mutates_args=(),
+    schema=f"(Tensor y, str constants, str rounding, {_ARGUMENTS}",
+)
+
+
+@_round_op.register_fake
+def _(y: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(y, memory_format=torch.contiguous_format)
+
+
+@_overflow_op.register_fake
+def _(y: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(y, dtype=torch.bool, memory_format=torch.contiguous_format)
+
+
+def _places(y: Tensor, constants: str, rounding: str, bits: Tensor | None, random_bits: int) -> Tensor:
+    """Return the number of each element's interval; what it is for NaN means nothing."""
+    if rounding != "stochastic":
+        return torch.searchsorted(_thresholds(constants, rounding, y.dtype, y.device), y.contiguous(), right=True)
+    assert bits is not None
+    wide = y.double()
+    edges = _edges(constants, y.device)
+    count = edges.numel() - 2
+    above = torch.searchsorted(edges, wide.contiguous(), right=True).clamp(1, count + 1)
+    # In magnitude the lower neighbour is the near one; a gap across zero is that of the sign.
+    negative = wide < 0
+    near, far = above - 1 + negative.to(torch.int64), above - negative.to(torch.int64)
+    place = torch.where(_away(wide, edges[near], edges[far], bits, random_bits), far, near)
+    if _parse(constants).beyond is None:
+        place = torch.where(wide > edges[count], count + 1, place)
+        place = torch.where(wide < edges[1], 0, place)
+    place = torch.where(wide == math.inf, count + 2, place)
+    return torch.where(wide == -math.inf, -1, place) + 1
+
+
+def _away(y: Tensor, near: Tensor, far: Tensor, bits: Tensor, random_bits: int) -> Tensor:
+    """Tell where stochastic rounding takes ``far``: with f = (y - near) / (far - near), RNE(f * 2^N) + r >= 2^N.
+
+    Without the division, for t = 2^N - r: where f * 2^N > t - 1/2, or equal and t even. The products are computed with
+    their errors, so that nothing is rounded that could decide.
+    """
+    least = 2**random_bits - (bits >> (32 - random_bits))
+    odd = (2 * least - 1).double()
+    step, step_error = _difference(y, near)
+    width, width_error = _difference(far, near)
+    sign = torch.where(width < 0, -1.0, 1.0)
+    product, product_error = _product(odd, width)
+    factor = 2.0 ** (random_bits + 1)
+    excess = (step * factor - product) + ((step_error * factor - product_error) - odd * width_error)
+    away: Tensor = (excess * sign > 0) | ((excess == 0) & (least % 2 == 0))
+    return away
+
+
+def _difference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return float64(a - b) and what it lacks (Knuth)."""
+    difference = a - b
+    back = difference - a
+    return difference, (a - (difference - back)) - (b + back)
+
+
+def _product(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return float64(a * b) and what it lacks (Dekker)."""
+    product = a * b
+    a_high = _SPLITTER * a - (_SPLITTER * a - a)
+    b_high = _SPLITTER * b - (_SPLITTER * b - b)
+    a_low, b_low = a - a_high, b - b_high
+    return product, ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+
+
+class _Table(NamedTuple):
+    """What ``TableFormat.constants`` says: text, which any operator takes and a cache finds quickly."""
+
+    codes: dict[float, int]
+    """Finite value -> code, ascending, zero once."""
+    beyond: tuple[float, float] | None
+    """As the format's."""
+    specials: frozenset[float]
+    """Which of -Inf and Inf the table has."""
+    has_nan: bool
+    """Whether it has NaN."""
+    has_negative_zero: bool
+    """Whether it has -0."""
+
+
+@functools.lru_cache(maxsize=64)
+def _parse(constants: str) -> _Table:
+    values = [float(word) for word in constants.split(" ")]
+    size = 1 << (len(values).bit_length() - 1)
+    table, ends = values[:size], values[size:]
+    codes = {value: code for code, value in enumerate(table) if is_number(value)}
+    return _Table(
+        codes={value: codes[value] for value in sorted(codes)},
+        beyond=(ends[0], ends[1]) if ends else None,
+        specials=frozenset(value for value in table if math.isinf(value)),
+        has_nan=any(math.isnan(value) for value in table),
+        has_negative_zero="-0.0" in constants.split(" ")[:size],
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _thresholds(constants: str, rounding: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the first number of each interval but that of -Inf, in ``dtype``."""
+    table = _parse(constants)
+    numbers, even = list(table.codes), [code % 2 == 0 for code in table.codes.values()]
+    gaps = zip(pairwise(numbers), pairwise(even), strict=True)
+    inner = [_first(*ends, *parities, rounding) for ends, parities in gaps]
+    if table.beyond is None:
+        lowest, highest = numbers[0], math.nextafter(numbers[-1], math.inf)
+    else:
+        lowest = _first(table.beyond[0], numbers[0], not even[0], even[0], rounding)
+        highest = _first(numbers[-1], table.beyond[1], even[-1], not even[-1], rounding)
+    exact = torch.tensor([-_LARGEST, lowest, *inner, highest, math.inf], dtype=torch.float64)
+    held = exact.to(dtype)
+    held = torch.where(held.double() < exact, torch.nextafter(held, torch.full_like(held, math.inf)), held)
+    return held.to(device)
+
+
+@functools.lru_cache(maxsize=256)
+def _results(constants: str, rounding: str, saturation: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return what the numbers of each interval become, in ``dtype``."""
+    table = _parse(constants)
+    numbers = list(table.codes)
+    sides = []
+    for end, infinity in ((numbers[0], -math.inf), (numbers[-1], math.inf)):
+        kept = infinity if infinity in table.specials else end
+        lost = infinity if infinity in table.specials else (math.nan if table.has_nan else end)
+        # IEEE 754-2019, 7.4: a mode that rounds back from beyond the end stops at the end.
+        inward = end <= 0 if infinity < 0 else end >= 0
+        back = rounding == ("up" if infinity < 0 else "down") or (rounding == "toward_zero" and inward)
+        finite = end if saturation != "none" or back else lost
+        infinite = {"finite": end, "propagate": kept, "none": lost}[saturation]
+        sides.append((finite, infinite))
+    (low, minus), (high, plus) = sides
+    return torch.tensor([minus, low, *numbers, high, plus], dtype=torch.float64).to(dtype).to(device)
+
+
+@functools.lru_cache(maxsize=256)
+def _edges(constants: str, device: torch.device) -> Tensor:
+    """Return the finite values between the two of ``beyond`` (infinities for None), float64."""
+    table = _parse(constants)
+    low, high = table.beyond or (-math.inf, math.inf)
+    return torch.tensor([low, *table.codes, high], dtype=torch.float64, device=device)
+
+
+def _first(low: float, high: float, low_even: bool, high_even: bool, rounding: str) -> float:
+    """Return the first float64 that rounds to ``high`` and no more to ``low``, its neighbour below."""
+    after_low = math.nextafter(low, math.inf)
+    if rounding == "up":
+        return after_low
+    if rounding == "down":
+        return high
+    if rounding == "toward_zero":
+        # A gap across zero is parted there: nothing changes its sign.
+        return after_low if high <= 0 else (high if low >= 0 else 0.0)
+    middle = (Fraction(low) + Fraction(high)) / 2
+    nearest = float(middle)
+    if middle != nearest:
+        return nearest if middle < nearest else math.nextafter(nearest, math.inf)
+    if rounding == "nearest_away":
+        tie_is_high = abs(high) >= abs(low)
+    else:
+        tie_is_high = high_even if low_even != high_even else abs(high) <= abs(low)
+    return nearest if tie_is_high else math.nextafter(nearest, math.inf)
