@@ -128,9 +128,20 @@ def block_scale(x: Tensor, format: BlockFormat, *, axis: int = -1, mode: MXMode 
     return scale if tensor_scale is None else scale * tensor_scale, block
 
 
+def check_mx(format: BlockFormat) -> None:
+    """Raise ``AltgradError`` unless the format's scales can be all that ``mx_scale`` returns."""
+    scales = format.scale_format
+    if scales.min_positive > _SMALLEST_E8M0 or scales.max_finite < _LARGEST_E8M0:
+        raise AltgradError(
+            f"The scales of '{format.name}' are MX scales, powers of two from 2^-127 to 2^127, which its scale format "
+            f"'{scales.name}' cannot hold; give it 'e8m0fnu', or the two levels of NVFP4 with tensor_scale=True."
+        )
+
+
 def _scales(x: Tensor, format: BlockFormat, block: Block, mode: MXMode) -> tuple[Tensor, Tensor | None]:
     amax = block_amax(x, block)
     if not format.tensor_scale:
+        check_mx(format)
         return mx_scale(amax, format.element, mode), None
     return nvfp4_scales(amax, tensor_amax(x), element=format.element, scale_format=format.scale_format)
 

@@ -34,6 +34,7 @@ from altgrad_core.numerics.roundings import round_to_grid
 from altgrad_core.numerics.statistics import FIELDS, chunk_statistics, combine, tensor_statistics
 from altgrad_core.numerics.stochastic import MAX_RANDOM_BITS, Draw
 from altgrad_core.numerics.stochastic import random_bits as draw_bits
+from altgrad_core.numerics.tables import round_to_table, table_overflow
 
 # Three float32 buffers of this length fit in the second-level cache; measured best among 16 Ki to 1 Mi. A chunk gives
 # each of torch's threads this much.
@@ -208,8 +209,6 @@ def _round(
 ) -> tuple[Tensor, Tensor]:
     """Return the rounded values, and which finite elements overflowed."""
     if isinstance(format, TableFormat):
-        from altgrad_core.numerics.tables import round_to_table, table_overflow
-
         return (
             round_to_table(y, format, rounding, saturation, bits, random_bits),
             table_overflow(y, format, rounding),

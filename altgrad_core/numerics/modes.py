@@ -1,4 +1,4 @@
-"""Rounding and saturation modes, and ways to choose an MX scale, by name. Imports no torch, so that configurations are checked without it."""
+"""Modes of rounding, saturation and MX scales by name. Imports no torch, so that configurations are checked without."""
 
 from __future__ import annotations
 

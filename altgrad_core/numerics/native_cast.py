@@ -33,7 +33,7 @@ def rounds(grid: Grid) -> bool:
 def cast_matrix(
     x: Tensor,
     grid: Grid,
-    factors: tuple[float, float, float] | tuple[Tensor, Tensor, Tensor],
+    factors: tuple[float | Tensor, float | Tensor, float | Tensor],
     *,
     block: Block | None,
     rounding: Rounding,
@@ -56,11 +56,11 @@ def cast_matrix(
     if rows * columns == 0:
         return result, vector
     if block is None:
-        held = _Three(*factors)  # type: ignore[arg-type]
+        held = _Three(*(float(factor) for factor in factors))
         start = ctypes.addressof(held)
         pointers = (start, start + 4, start + 8)
     else:
-        tensors = [factor.contiguous() for factor in factors]  # type: ignore[union-attr]
+        tensors = [factor.contiguous() for factor in factors if isinstance(factor, Tensor)]
         pointers = (tensors[0].data_ptr(), tensors[1].data_ptr(), tensors[2].data_ptr())
     block_rows, block_columns = block or (0, 0)
     keys, first, whole = (None, 0, 0) if draw is None else _keys(draw, source)

@@ -146,7 +146,7 @@ def _magnitude(code: int, format: FloatFormat) -> Fraction:
     field, mantissa = divmod(code, 2**format.mantissa_bits)
     significand = Fraction(mantissa, 2**format.mantissa_bits) + (1 if field else 0)
     exponent = max(field, 1) - format.bias
-    return significand * 2**exponent if exponent >= 0 else significand / 2**-exponent
+    return significand * (2**exponent if exponent >= 0 else Fraction(1, 2**-exponent))
 
 
 def _overflow(

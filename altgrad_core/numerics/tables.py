@@ -130,12 +130,16 @@ def _away(y: Tensor, near: Tensor, far: Tensor, bits: Tensor, random_bits: int) 
     """
     least = 2**random_bits - (bits >> (32 - random_bits))
     odd = (2 * least - 1).double()
+    # Ratios are what counts: a power of two keeps the products, and their errors, in float64's range.
+    size = torch.maximum(near.abs(), far.abs())
+    factor = torch.where(size > 2.0**800, 2.0**-300, torch.where(size < 2.0**-800, 2.0**200, 1.0))
+    y, near, far = y * factor, near * factor, far * factor
     step, step_error = _difference(y, near)
     width, width_error = _difference(far, near)
     sign = torch.where(width < 0, -1.0, 1.0)
     product, product_error = _product(odd, width)
-    factor = 2.0 ** (random_bits + 1)
-    excess = (step * factor - product) + ((step_error * factor - product_error) - odd * width_error)
+    power = 2.0 ** (random_bits + 1)
+    excess = (step * power - product) + ((step_error * power - product_error) - odd * width_error)
     away: Tensor = (excess * sign > 0) | ((excess == 0) & (least % 2 == 0))
     return away
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from altgrad_core.errors import AltgradError
 from altgrad_core.numerics.amax import block_amax, tensor_amax
-from altgrad_core.numerics.blocks import E4M3, mx_scale, nvfp4_scales
+from altgrad_core.numerics.blocks import E4M3, check_mx, mx_scale, nvfp4_scales
 from altgrad_core.numerics.blockwise import Block, matrix_shape
 from altgrad_core.numerics.formats import BlockFormat, FloatFormat, Format
 from altgrad_core.numerics.modes import MXMode
@@ -64,6 +64,8 @@ class MXScaling(ScalingPolicy):
 
     def __init__(self, format: Format, *, mode: MXMode, size: int | None) -> None:
         super().__init__()
+        if isinstance(format, BlockFormat):
+            check_mx(format)
         self.element, self.size = _element_and_size(format, size, 32)
         self.mode = mode
 

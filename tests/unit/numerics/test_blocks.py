@@ -27,6 +27,7 @@ from altgrad_core.numerics.blockwise import expand
 from altgrad_core.numerics.cast import quantize
 from altgrad_core.numerics.codes import decode
 from altgrad_core.numerics.registry import format_names
+from altgrad_core.plugins import installed
 
 ELEMENTS = ["e4m3fn", "e5m2", "e3m2fn", "e2m3fn", "e2m1fn", "int8", "e3m4", "e0m7"]
 BLOCK_FORMATS = [name for name in format_names() if isinstance(get_format(name), BlockFormat)]
@@ -284,6 +285,18 @@ def test_a_ragged_block_is_a_block() -> None:
 def test_only_block_formats() -> None:
     with pytest.raises(AltgradError, match="no block format"):
         encode_blocks(torch.ones(2), "e4m3fn")
+
+
+def test_mx_scales_need_a_scale_format_that_holds_them() -> None:
+    own = BlockFormat(name="mine", element=E2M1, scale_format=E4M3, block=16)
+    with pytest.raises(AltgradError, match=r"'e4m3fn' cannot hold; give it 'e8m0fnu'"):
+        quantize(torch.ones(3), own)
+    with pytest.raises(AltgradError, match="'mine' are MX scales"):
+        options = installed().get("scaling", "mx").options()
+        installed().get("scaling", "mx").value(options, own)
+    two_levels = BlockFormat(name="mine", element=E4M3, scale_format=get_format("e5m2"), block=4, tensor_scale=True)
+    x = tensor((3, 10))
+    assert torch.equal(decode_blocks(encode_blocks(x, two_levels), two_levels), quantize(x, two_levels))
 
 
 @pytest.mark.parametrize("name", BLOCK_FORMATS)

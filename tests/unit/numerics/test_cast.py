@@ -13,6 +13,7 @@ from altgrad_core.numerics import FloatFormat, get_format
 from altgrad_core.numerics import cast as cast_module
 from altgrad_core.numerics.cast import cast, inverse_scale, quantize
 from altgrad_core.numerics.kernel import grid_of, path_of
+from altgrad_core.numerics.stochastic import Draw
 from altgrad_core.testing.formats import assert_same, search_table
 from altgrad_core.testing.strategies import landmarks
 
@@ -220,8 +221,16 @@ def test_what_a_cast_refuses() -> None:
         quantize(x, "e5m2", scale=torch.ones(2))
     with pytest.raises(AltgradError, match=r"floating-point tensor, got torch.int64"):
         quantize(torch.arange(3), "e5m2")
-    with pytest.raises(AltgradError, match=r"Unknown rounding 'up'.*Known: nearest_even"):
-        quantize(x, "e5m2", rounding="up")
+    with pytest.raises(AltgradError, match=r"Unknown rounding 'upp'. Did you mean 'up'\?.*nearest_even"):
+        quantize(x, "e5m2", rounding="upp")
+    with pytest.raises(AltgradError, match=r"pass draw=Draw\(seed="):
+        quantize(x, "e5m2", rounding="stochastic")
+    with pytest.raises(AltgradError, match=r"random_bits is from 1 to 32, got 33"):
+        quantize(x, "e5m2", rounding="stochastic", draw=Draw(seed=0), random_bits=33)
+    with pytest.raises(AltgradError, match=r"blocks of 1 x 2 a tensor of shape \[2\] needs a scale of shape \[1, 1\]"):
+        quantize(x, "e5m2", scale=0.5, block=(1, 2))
+    with pytest.raises(AltgradError, match=r"A block is \(rows, columns\), both at least 1, got \(0, 2\)"):
+        quantize(x, "e5m2", scale=torch.ones(1, 1), block=(0, 2))
     with pytest.raises(AltgradError, match=r"Unknown saturation 'infinite'. Did you mean 'finite'\?"):
         quantize(x, "e5m2", saturation="infinite")
     with pytest.raises(
