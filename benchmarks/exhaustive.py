@@ -16,12 +16,8 @@ format takes some 90 seconds on one core. The exit status is the number of forma
 from __future__ import annotations
 
 import argparse
-import ctypes
-import importlib.metadata
 import json
 import multiprocessing
-import os
-import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -30,6 +26,11 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+import torch
+from machine import KERNELS, has_native_kernel, keep_freed_memory, machine, use_kernel
+
+from altgrad_core.numerics import FloatFormat, get_format
+from altgrad_core.numerics.cast import quantize
 
 DTYPES = {
     "e4m3fn": ml_dtypes.float8_e4m3fn,
@@ -43,12 +44,9 @@ DTYPES = {
     "e2m3fn": ml_dtypes.float6_e2m3fn,
     "e2m1fn": ml_dtypes.float4_e2m1fn,
 }
-KERNELS = ("native", "torch")
 SATURATIONS = ("none", "finite")
 ALL = 2**32
-CHUNK = 2**22
-# The environment variable that says which kernel casts; read by altgrad_core when a cast begins.
-SWITCH = "ALTGRAD_KERNEL"
+CHUNK = 2**24
 
 Floats = npt.NDArray[np.float32]
 
@@ -84,64 +82,30 @@ def chunks(start: int, stop: int) -> Iterator[tuple[int, int]]:
 
 def check(job: tuple[str, int, int, tuple[str, ...]]) -> dict[str, object]:
     """Compare one range of bit patterns; runs in a process of its own."""
-    import torch
-
-    from altgrad_core.numerics import FloatFormat, get_format
-    from altgrad_core.numerics.cast import quantize
-
     torch.set_num_threads(1)
     name, start, stop, kernels = job
     format = get_format(name)
     assert isinstance(format, FloatFormat)
     differences = {f"{kernel} {saturation}": 0 for kernel in kernels for saturation in SATURATIONS}
     examples: list[dict[str, object]] = []
-    with np.errstate(over="ignore", invalid="ignore"):
-        for begin, end in chunks(start, stop):
-            x = np.arange(begin, end, dtype=np.uint32).view(np.float32)
-            for saturation, wanted in expected(x, name, format.max_finite).items():
-                wanted_nan = np.isnan(wanted)
-                for kernel in kernels:
-                    os.environ[SWITCH] = kernel
-                    got = quantize(torch.from_numpy(x), format, saturation=saturation).numpy()
-                    bad = got.view(np.int32) != wanted.view(np.int32)
-                    if bad.any():
-                        bad &= ~(wanted_nan & np.isnan(got))
-                    count = int(bad.sum())
-                    differences[f"{kernel} {saturation}"] += count
-                    for place in np.flatnonzero(bad)[: 3 if len(examples) < 10 else 0]:
-                        found = {"input": f"0x{begin + int(place):08x}", "value": repr(float(x[place]))}
-                        found |= {"got": repr(float(got[place])), "ml_dtypes": repr(float(wanted[place]))}
-                        examples.append(found | {"kernel": kernel, "saturation": saturation})
+    for begin, end in chunks(start, stop):
+        x = np.arange(begin, end, dtype=np.uint32).view(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            wanted = expected(x, name, format.max_finite)
+        for kernel in kernels:
+            use_kernel(kernel)
+            for saturation in SATURATIONS:
+                got = quantize(torch.from_numpy(x), format, saturation=saturation).numpy()
+                bad = got.view(np.int32) != wanted[saturation].view(np.int32)
+                if bad.any():
+                    bad &= ~(np.isnan(wanted[saturation]) & np.isnan(got))
+                count = int(bad.sum())
+                differences[f"{kernel} {saturation}"] += count
+                for place in np.flatnonzero(bad)[: 3 if len(examples) < 10 else 0]:
+                    found = {"input": f"0x{begin + int(place):08x}", "value": repr(float(x[place]))}
+                    found |= {"got": repr(float(got[place])), "ml_dtypes": repr(float(wanted[saturation][place]))}
+                    examples.append(found | {"kernel": kernel, "saturation": saturation})
     return {"inputs": stop - start, "differences": differences, "examples": examples}
-
-
-def keep_freed_memory() -> None:
-    """Stop glibc from returning large blocks to the system, which would fault every page of every chunk in again."""
-    if platform.libc_ver()[0] == "glibc":
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(-4, 0)
-        mallopt(-1, 2**31 - 1)
-
-
-def cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def versions() -> dict[str, str]:
-    import torch
-
-    return {
-        "altgrad": importlib.metadata.version("altgrad"),
-        "ml_dtypes": ml_dtypes.__version__,
-        "numpy": np.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cpu": cpu_model(),
-        "simd": torch.backends.cpu.get_cpu_capability(),
-    }
 
 
 def main() -> int:
@@ -155,6 +119,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if not 0 <= arguments.start < arguments.stop <= ALL or arguments.jobs < 1:
         parser.error("0 <= --from < --to <= 2**32 and --jobs >= 1 are needed")
+    if "native" in arguments.kernel and not has_native_kernel():
+        parser.error("there is no native kernel on this machine (altgrad_core.numerics.native.status() says why)")
     kernels = tuple(arguments.kernel)
     report: dict[str, dict[str, object]] = {}
     if arguments.output.exists():  # a run over some formats adds to the file
@@ -192,7 +158,7 @@ def main() -> int:
             counts = ", ".join(f"{key}: {count}" for key, count in differences.items())
             print(f"\r{name:12} {inputs} inputs, differences {counts}; {seconds:.0f} s")
             arguments.output.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps({"machine": versions(), "formats": report}, indent=2)
+            text = json.dumps({"machine": machine(), "formats": report}, indent=2)
             arguments.output.write_text(text + "\n")
     return failed
 

@@ -1,128 +1,188 @@
-"""How fast a cast is on this CPU, beside a copy, torch's own cast, ml_dtypes and gfloat.
+"""How fast a cast is on this CPU, beside a copy, torch's own casts and every peer that is installed.
 
-    python benchmarks/quantize.py [--threads 1] [--rounds 15] [--output benchmarks/results/quantize-cpu.json]
+    python benchmarks/quantize.py [--threads 1 2] [--sizes 64K 1M 16M] [--dtypes float32 bfloat16] [--rounds 15]
+                                  [--output benchmarks/results/quantize-cpu.json]
 
-All contenders run in turn within each round, so that a neighbour on the machine slows all of them; each warms up
-first, and each figure is the median over the rounds. ``Gelem/s`` is 10^9 elements a second, ``x torch`` the ratio to
-torch's own ``clamp().to(float8_e4m3fn).float()`` of the same tensor, ``x copy`` that to ``clone()``. glibc is told to
-keep freed memory: otherwise tensors of 32 MB and more are page faults first, and a copy of 16 M elements is eight
-times slower.
+Each number of threads has a process of its own. In it all contenders take turns within each round, so that a neighbour
+on the machine slows all of them, and a ratio is the median over the rounds of the ratios within a round. Each warms up
+before its turn, returns a tensor of the input's dtype in memory of its own, and finds glibc told to keep freed memory:
+otherwise tensors of 32 MB and more are page faults first, and a copy of 16 M elements is eight times slower. A call that
+takes longer than 50 ms is measured in the first five rounds only.
+
+Prints a table for each size and, in the end, a line for each bar that AltGrad wants to reach.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
-import platform
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
-import gfloat
-import gfloat.formats
-import ml_dtypes
-import numpy as np
+import contenders
 import torch
-from torch import Tensor
-
-from altgrad_core.numerics import get_format
-from altgrad_core.numerics.cast import cast
+from contenders import FORMATS, SLOW_LIMIT, Contender
+from machine import has_native_kernel, keep_freed_memory, machine, use_kernel
 
 SIZES = {"64K": 2**16, "1M": 2**20, "16M": 2**24}
-# gfloat rounds 0.03 * 10^9 elements a second: beyond this it would take most of the time.
-GFLOAT_LIMIT = 2**16
-ML_DTYPES_LIMIT = 2**20
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+LONG_S, LONG_ROUNDS, TURN_S = 0.05, 5, 0.0005
+
+Rows = dict[str, dict[str, float]]
 
 
-def contenders(x: Tensor) -> dict[str, Callable[[], object]]:
-    array, half = x.numpy(), x.bfloat16()
-    e4m3fn, e5m2 = get_format("e4m3fn"), get_format("e5m2")
-    scale = torch.tensor(0.25)
-    runs: dict[str, Callable[[], object]] = {
-        "clone": x.clone,
-        "torch e4m3fn": lambda: x.clamp(-448.0, 448.0).to(torch.float8_e4m3fn).float(),
-        "torch e5m2": lambda: x.clamp(-57344.0, 57344.0).to(torch.float8_e5m2).float(),
-        "altgrad e5m2": lambda: cast(x, e5m2, dtype=torch.float32),
-        "altgrad e4m3fn": lambda: cast(x, e4m3fn, dtype=torch.float32),
-        "altgrad e4m3fn to bfloat16": lambda: cast(x, e4m3fn),
-        "altgrad e4m3fn bfloat16 to bfloat16": lambda: cast(half, e4m3fn),
-        "altgrad e4m3fn scaled": lambda: cast(x, e4m3fn, scale=scale, dtype=torch.float32),
-        "altgrad e4m3fn scaled, statistics": lambda: cast(x, e4m3fn, scale=scale, dtype=torch.float32, statistics=True),
-    }
-    if x.numel() <= ML_DTYPES_LIMIT:
-        runs["ml_dtypes e4m3fn"] = lambda: array.astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
-    if x.numel() <= GFLOAT_LIMIT:
-        runs["gfloat e4m3fn"] = lambda: gfloat.round_ndarray(gfloat.formats.format_info_ocp_e4m3, array, sat=True)
-    return runs
-
-
-def measure(runs: dict[str, Callable[[], object]], rounds: int, repeats: int) -> dict[str, float]:
-    """Return the median seconds of each; in its turn each runs once to warm up and then ``repeats`` times."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            run()
+def measure(runs: list[Contender], rounds: int) -> dict[str, list[float]]:
+    """Return each contender's seconds a call, one number for each round that it took part in."""
+    seconds: dict[str, list[float]] = {one.name: [] for one in runs}
+    for number in range(rounds):
+        for one in runs:
+            taken = seconds[one.name]
+            if number >= LONG_ROUNDS and min(taken) > LONG_S:
+                continue
+            if one.kernel:
+                use_kernel(one.kernel)
+            start = time.perf_counter()
+            one.run()
+            once = time.perf_counter() - start
+            repeats = max(1, min(50, round(TURN_S / once)))
             start = time.perf_counter()
             for _ in range(repeats):
-                run()
-            seconds[name].append((time.perf_counter() - start) / repeats)
-    return {name: statistics.median(taken) for name, taken in seconds.items()}
+                one.run()
+            taken.append((time.perf_counter() - start) / repeats)
+    return seconds
 
 
-def keep_freed_memory() -> bool:
-    """Stop glibc from returning large blocks to the system; False where there is no glibc."""
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    mallopt = ctypes.CDLL("libc.so.6").mallopt
-    return bool(mallopt(-4, 0) and mallopt(-1, 2**31 - 1) and mallopt(-2, 512 << 20))
+def ratio(seconds: dict[str, list[float]], faster: str, slower: str) -> float:
+    """Return how many times as fast the first is, the median over the rounds that both took part in."""
+    return statistics.median(b / a for a, b in zip(seconds[faster], seconds[slower], strict=False))
 
 
-def cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+def rows_of(seconds: dict[str, list[float]], size: int) -> Rows:
+    return {
+        name: {
+            "gelem_per_s": round(size / statistics.median(taken) / 1e9, 4),
+            "x_clone": round(ratio(seconds, name, "clone"), 4),
+            "x_torch_e4m3fn": round(ratio(seconds, name, "torch e4m3fn"), 3),
+        }
+        for name, taken in seconds.items()
+    }
+
+
+def work(arguments: argparse.Namespace) -> dict[str, object]:
+    """Measure with one number of threads: what a child process does."""
+    torch.set_num_threads(arguments.threads[0])
+    kept, native = keep_freed_memory(), has_native_kernel()
+    results: dict[str, dict[str, object]] = {}
+    bars: list[dict[str, object]] = []
+    state: dict[str, str] = {}
+    for dtype, label in ((dtype, label) for dtype in arguments.dtypes for label in arguments.sizes):
+        size = SIZES[label]
+        # A few elements overflow and a few underflow, as in training; MX wants a matrix.
+        x = (torch.randn(size, generator=torch.Generator().manual_seed(0)) * 60).to(DTYPES[dtype]).view(-1, 1024)
+        runs = contenders.torch_casts(x) + contenders.altgrad(x, native, not arguments.no_compile)
+        if size <= SLOW_LIMIT:
+            found, state = contenders.peers(x)
+            runs += found
+        seconds = measure(runs, arguments.rounds)
+        results.setdefault(dtype, {})[label] = rows_of(seconds, size)
+        print_rows(f"{label} {dtype}, {arguments.threads[0]} thread(s)", rows_of(seconds, size))
+        where = {"dtype": dtype, "size": label, "threads": arguments.threads[0]}
+        bars += [{**where, **bar} for bar in judge(seconds, runs, label, native)]
+    return {"results": results, "bars": bars, "peers": state, "native_kernel": native, "freed_memory_kept": kept}
+
+
+def judge(
+    seconds: dict[str, list[float]], runs: list[Contender], label: str, native: bool
+) -> Iterator[dict[str, object]]:
+    """Yield each bar with what was measured; the slowest format decides where all are meant."""
+
+    def bar(what: str, wanted: float, subject: str, base: str) -> dict[str, object]:
+        measured = ratio(seconds, subject, base)
+        return {
+            "bar": what,
+            "wanted": wanted,
+            "measured": round(measured, 3),
+            "reached": measured >= wanted,
+            "of": subject,
+            "against": base,
+        }
+
+    def slowest(kernel: str) -> str:
+        names = [f"altgrad {kernel} {name}" for name in FORMATS if f"altgrad {kernel} {name}" in seconds]
+        return max(names, key=lambda name: statistics.median(seconds[name]))
+
+    default = "native" if native else "torch"
+    arbitrary = [one.name for one in runs if one.arbitrary]
+    for subject in {"altgrad torch e4m3fn": 0, slowest("torch"): 0, slowest(default): 0}:
+        yield bar("eager, of torch's e4m3fn cast", 4.0, subject, "torch e4m3fn")
+        if arbitrary:
+            best = min(arbitrary, key=lambda name: statistics.median(seconds[name]))
+            yield bar("eager, of the best peer for arbitrary formats", 10.0, subject, best)
+    for subject in {f"altgrad {default} e4m3fn": 0, slowest(default): 0}:
+        if label != "64K":
+            yield bar("default, of a copy", 0.5 if label == "1M" else 0.9, subject, "clone")
+    plain = f"altgrad {default} e4m3fn"
+    yield bar("statistics, of the cast alone", 0.8, f"{plain} statistics", plain)
+    yield bar("scaled with statistics, of the scaled cast alone", 0.8, f"{plain} scaled statistics", f"{plain} scaled")
+    yield bar("stochastic, of nearest", 0.5, f"{plain} stochastic", plain)
+
+
+def print_rows(title: str, rows: Rows) -> None:
+    print(f"\n{title}\n{'':44}{'Gelem/s':>9}{'x copy':>9}{'x torch':>9}")
+    for name, row in rows.items():
+        print(f"{name:44}{row['gelem_per_s']:9.3f}{row['x_clone']:9.3f}{row['x_torch_e4m3fn']:9.2f}", flush=True)
+
+
+def print_verdict(bars: list[dict[str, object]]) -> None:
+    print(f"\n{'bar':52}{'where':24}{'wanted':>8}{'measured':>10}")
+    for bar in sorted(bars, key=lambda bar: str(bar["bar"])):
+        where = f"{bar['size']} {bar['dtype']} T={bar['threads']}"
+        answer = "yes" if bar["reached"] else "NO"
+        print(
+            f"{bar['bar']:52}{where:24}{bar['wanted']:8}{bar['measured']:10}  {answer:4}{bar['of']} / {bar['against']}"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
+    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes half a minute")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "quantize-cpu.json")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    kept = keep_freed_memory()
-    machine = {
-        "cpu": cpu_model(),
-        "threads": arguments.threads,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "ml_dtypes": ml_dtypes.__version__,
-        "python": platform.python_version(),
-        "simd": torch.backends.cpu.get_cpu_capability(),
-        "rounds": arguments.rounds,
-        "freed_memory_kept": kept,
-    }
-    print(", ".join(f"{key} {value}" for key, value in machine.items()))
-    results = {}
-    for label, size in SIZES.items():
-        # A few elements overflow and a few underflow, as in training.
-        x = torch.randn(size, generator=torch.Generator().manual_seed(0)) * 60
-        seconds = measure(contenders(x), arguments.rounds, max(1, 2**19 // size))
-        print(f"\n{label} float32 elements\n{'':38}{'Gelem/s':>9}{'x copy':>9}{'x torch':>9}")
-        results[label] = {}
-        for name, taken in seconds.items():
-            row = {
-                "gelem_per_s": round(size / taken / 1e9, 4),
-                "x_clone": round(seconds["clone"] / taken, 4),
-                "x_torch_e4m3fn": round(seconds["torch e4m3fn"] / taken, 3),
-            }
-            results[label][name] = row
-            print(f"{name:38}{row['gelem_per_s']:9.3f}{row['x_clone']:9.3f}{row['x_torch_e4m3fn']:9.2f}")
+    if arguments.child:
+        arguments.output.write_text(json.dumps(work(arguments)))
+        return
+    described = machine() | {"rounds": arguments.rounds}
+    print(", ".join(f"{key} {value}" for key, value in described.items()), flush=True)
+    report: dict[str, dict[str, object]] = {"machine": described, "results": {}}
+    bars: list[dict[str, object]] = []
+    for threads in arguments.threads:
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder) / "part.json"
+            command = [sys.executable, __file__, "--child", "--threads", str(threads), "--output", str(output)]
+            command += ["--sizes", *arguments.sizes, "--dtypes", *arguments.dtypes, "--rounds", str(arguments.rounds)]
+            command += ["--no-compile"] if arguments.no_compile else []
+            subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+            part = json.loads(output.read_text())
+        report["results"][str(threads)] = part["results"]
+        bars += part["bars"]
+        described |= {key: part[key] for key in ("native_kernel", "freed_memory_kept")}
+        report["peers"] = part["peers"]
+    print("\npeers: " + "; ".join(f"{name} {state}" for name, state in report["peers"].items()))
+    print_verdict(bars)
+    report["bars"] = bars
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps({"machine": machine, "results": results}, indent=2) + "\n")
+    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Reading run folders: metrics, comparisons, reports. Nothing here imports torch or trains anything."""
+"""Reading run folders: metrics, comparisons, reports. Importing them imports no torch; nothing here trains."""

@@ -6,26 +6,33 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from altgrad_core.analysis.table import MISSING
-from altgrad_core.recipes.recipe import OPERANDS
+from altgrad_core.recipes.recipe import OPERANDS, STATES
+from altgrad_core.recipes.resolve_cast import CAST_KEYS
 
 
 def recipe_rows(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recipe's long form as rows of a table and sentences."""
     kept = f"{recipe.get('compute', 'bf16')}, not cast"
     rows = []
-    for operand in (*OPERANDS, "gradient"):
-        cast = recipe.get(operand)
-        if cast is None:
-            if operand in OPERANDS:
-                rows.append((operand, kept, "", "", ""))
-        elif isinstance(cast, Mapping):
-            its = (_choice(cast.get("scaling", "")), cast.get("rounding", ""), cast.get("saturation", ""))
-            rows.append((operand, cast.get("format", ""), *(str(part).replace("_", " ") for part in its)))
-        else:
-            rows.append((operand, str(cast), "", "", ""))
+    for operand in OPERANDS:
+        rows.append((operand, kept, "", "", "") if recipe.get(operand) is None else _row(operand, recipe[operand]))
+    for key in ("gradient", *STATES):
+        cast = recipe.get(key)
+        named = {} if key != "optimizer_state" or not isinstance(cast, Mapping) else without(cast, *CAST_KEYS)
+        if cast is not None and (not named or "format" in cast):
+            rows.append(_row(key, cast))
+        rows += [_row(f"{key}.{state}", its) for state, its in named.items()]
     overrides = [(its.get("match", ""), _short(its.get("recipe", ""))) for its in recipe.get("overrides", ())]
     facts = [f"{key} {recipe[key]}" for key in ("compute", "backend") if key in recipe]
     return {"name": recipe.get("name", ""), "facts": facts, "rows": rows, "overrides": overrides}
+
+
+def _row(what: str, cast: Any) -> tuple[str, str, str, str, str]:
+    if not isinstance(cast, Mapping):
+        return what, str(cast), "", "", ""
+    its = (_choice(cast.get("scaling", "")), cast.get("rounding", ""), cast.get("saturation", ""))
+    scaling, rounding, saturation = (str(part).replace("_", " ") for part in its)
+    return what, str(cast.get("format", "")), scaling, rounding, saturation
 
 
 def _choice(choice: Any) -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from altgrad_core.numerics.formats import Format
 
 _SMALL_BITS = 8
+_SAMPLES = 1 << 20  # analysis.formats.signals.SAMPLES, which is not imported for the sake of --help
 _EVERY_COLUMN = 150
 
 
@@ -25,7 +26,7 @@ def formats(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NAME]...",
+            metavar="NAME",
             help="Formats: none for the table of all, one for its page, several side by side.",
             show_default=False,
         ),
@@ -44,7 +45,7 @@ def formats(
     scaling: Annotated[
         str, typer.Option(help="For --sqnr: current (by the largest magnitude), best (power of two) or none.")
     ] = "current",
-    samples: Annotated[int, typer.Option(help="For --sqnr: numbers drawn of each distribution.")] = 1 << 20,
+    samples: Annotated[int, typer.Option(help="For --sqnr: numbers drawn of each distribution.")] = _SAMPLES,
     seed: Annotated[int, typer.Option(help="For --sqnr: seed of the numbers.")] = 0,
     rounding: Annotated[str, typer.Option(help="Rounding mode of the casts.")] = "nearest_even",
     saturation: Annotated[str, typer.Option(help="Saturation mode of the casts.")] = "finite",
@@ -65,6 +66,16 @@ def formats(
     found = [get_format(name) for name in names or []]
     noise = sqnr or tensor is not None
     _check(found, values=values, at=at, plot=plot)
+    shows_casts = noise or at is not None or plot is not None or len(found) > 1
+    for option, given, applies, where in (
+        ("--scaling", scaling != "current", noise, "--sqnr or --tensor"),
+        ("--samples", samples != _SAMPLES, sqnr, "--sqnr"),
+        ("--seed", seed != 0, sqnr, "--sqnr"),
+        ("--rounding", rounding != "nearest_even", shows_casts, "--at, --sqnr, --tensor or --plot"),
+        ("--saturation", saturation != "finite", shows_casts, "--at, --sqnr, --tensor or --plot"),
+    ):
+        if given and not applies:
+            raise AltgradError(f"{option} changes nothing here; it goes with {where}.")
     modes: Any = {"rounding": rounding, "saturation": saturation}
     console = Console(highlight=False)
     answer: dict[str, Any] = {}

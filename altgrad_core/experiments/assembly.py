@@ -93,7 +93,7 @@ def _engine(
         ),
         data=data,
         probes={probe.kind: _build("probe", probe) for probe in config.probes},
-        alerts=AlertWatch(config.alerts),
+        alerts=AlertWatch(config.alerts, weight_storage=config.recipe.weight_storage),
         checkpoints=Checkpoints(
             _build("checkpoint", config.checkpoint.backend, folder.checkpoints), config.checkpoint.keep, log.warn
         ),

@@ -49,6 +49,8 @@ def check_block(scale: object, shape: Sequence[int], block: Block, what: str) ->
 def expand(scales: Tensor, shape: Sequence[int], block: Block) -> Tensor:
     """Spread one number a block over the elements: [nr, nc] -> a tensor of the given shape."""
     rows, columns = matrix_shape(shape)
-    spread = scales.repeat_interleave(block[0], dim=0)[:rows] if block[0] > 1 else scales
-    spread = spread.repeat_interleave(block[1], dim=1)[:, :columns] if block[1] > 1 else spread
-    return spread.reshape(tuple(shape))
+    # By index, because torch 2.13's compiler reads the wrong elements of a repeated and then shortened row on the CPU.
+    for dim, (length, size) in enumerate(((rows, block[0]), (columns, block[1]))):
+        if size > 1:
+            scales = scales.index_select(dim, torch.arange(length, device=scales.device) // size)
+    return scales.reshape(tuple(shape))

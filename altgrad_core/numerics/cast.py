@@ -7,7 +7,7 @@ x is multiplied by float32(1 / scale), which is exact for a power of two, in flo
 scale serves the whole tensor or each block of it: then x counts as a matrix, its last dimension by the product of the
 others. Three ways give the same bits:
 
-    native    CPU, outside the compiler, formats that float32 arithmetic rounds exactly: one pass (``cast.cpp``)
+    native    CPU, outside the compiler, formats that float32 arithmetic rounds exactly: one pass (``cpp/cast.cpp``)
     chunks    likewise without a C++ compiler on the machine, nearest even: pieces that stay in the cache
     tensors   everything else, with whole-tensor operations for the compiler or the device's allocator to deal with
 

@@ -150,7 +150,8 @@ def all_values(format: str | Format) -> Tensor:
     if fmt.bits > _LISTED_BITS:
         raise AltgradError(f"'{fmt.name}' has 2^{fmt.bits} codes; values are listed for up to {_LISTED_BITS} bits.")
     values = values_of(torch.arange(2**fmt.bits), fmt)
-    return torch.unique(values[~torch.isnan(values)] + 0.0)
+    listed: Tensor = torch.unique(values[~torch.isnan(values)] + 0.0)
+    return listed
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -180,7 +181,8 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     groups = torch.nn.functional.pad(flat, (0, -need % bits)).view(-1, bits)
     words = (groups << (8 * torch.arange(bits, device=packed.device))).sum(dim=1)
     codes = (words[:, None] >> (bits * torch.arange(8, device=packed.device))) & (2**bits - 1)
-    return codes.reshape(-1)[:count]
+    first: Tensor = codes.reshape(-1)[:count]
+    return first
 
 
 def _check_width(bits: int) -> None:

@@ -115,6 +115,7 @@ class Order:
 
 @functools.lru_cache(maxsize=64)
 def order_of(format: TableFormat) -> Order:
+    """Return a table's order, made once."""
     return Order(format)
 
 
@@ -128,6 +129,7 @@ def _code_of_table(q: Tensor, format: TableFormat) -> Tensor:
 
 
 def table_spacing(y: Tensor, format: TableFormat) -> Tensor:
+    """Return the distance from the value at or next to ``y`` (float64), towards zero, to the one after it."""
     numbers = torch.tensor(format.numbers, dtype=torch.float64, device=y.device)
     y = torch.where(torch.isnan(y), 0.0, y).contiguous()
     # The gap that begins at or below y; for negative numbers the one that ends at or above.

@@ -1,6 +1,6 @@
 """Rounding to the nearest value of a ``FloatFormat``: one parametric kernel of operations that torch has on every device.
 
-The other rounding modes are in ``roundings.py``; ``cast.cpp`` is all of this for the CPU in one pass.
+The other rounding modes are in ``roundings.py``; ``cpp/cast.cpp`` is all of this for the CPU in one pass.
 
 Adding and then subtracting c = 1.5 * 2^(23-M) * 2^e, with e the exponent of the value (not below that of the smallest
 normal), makes float32's own addition do the rounding: the sum has a spacing of exactly one unit of the format, and ties

@@ -1,4 +1,4 @@
-"""The native CPU kernel: one C++ file, compiled by the machine's compiler when a cast first wants it.
+"""The native CPU kernels: two C++ files, compiled by the machine's compiler when a cast first wants them.
 
 The compiled library lies in the user's cache folder under a name made of the source, the compiler and the processor, so
 that it is built once (about a second) and never used where it does not belong. It links nothing but the OpenMP runtime
@@ -23,7 +23,9 @@ import attrs
 
 from altgrad_core.errors import AltgradError, unknown
 
-SOURCE = Path(__file__).with_name("cast.cpp")
+_FOLDER = Path(__file__).with_name("cpp")
+SOURCES = (_FOLDER / "cast.cpp", _FOLDER / "measure.cpp")
+_HEADER = _FOLDER / "lanes.h"
 KERNELS = ("auto", "native", "torch")
 _TIMEOUT_S = 120
 # Contraction would fuse a product that is not exact into a sum; without traps and errno comparisons become masks.
@@ -105,7 +107,8 @@ def _fingerprint(compiler: str) -> str:
         version = subprocess.run([compiler, "--version"], capture_output=True, timeout=_TIMEOUT_S, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise _Unavailable(f"{compiler} --version does not work ({error})") from error
-    parts = [SOURCE.read_bytes(), repr(_FLAGS).encode(), version, _processor(), (_openmp() or "").encode()]
+    parts = [path.read_bytes() for path in (*SOURCES, _HEADER)]
+    parts += [repr(_FLAGS).encode(), version, _processor(), (_openmp() or "").encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
@@ -138,20 +141,23 @@ def _openmp() -> str | None:
 def _build(compiler: str, path: Path) -> None:
     openmp = _openmp()
     # Two OpenMP runtimes in one process would each keep a thread on every core: torch's own, or one thread.
-    parallel = [["-fopenmp", openmp], []] if openmp else [[]]
+    alone: tuple[list[str], list[str]] = ([], [])
+    parallel = [(["-fopenmp"], [openmp]), alone] if openmp else [alone]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             built = Path(folder) / "cast.so"
             failure = ""
             for native in (["-march=native"], ["-mcpu=native"], []):
-                for threads in parallel:
-                    # -fopenmp compiles the pragmas; the runtime's path, not the flag, says what to link.
-                    compile_threads = threads[:1]
-                    object_file = Path(folder) / "cast.o"
-                    first = [compiler, *_FLAGS, *native, *compile_threads, "-c", str(SOURCE), "-o", str(object_file)]
-                    second = [compiler, "-shared", str(object_file), *threads[1:], "-lm", "-o", str(built)]
-                    failure = _run(first) or _run(second)
+                for openmp_flag, runtime in parallel:
+                    objects = []
+                    for source in SOURCES:
+                        # -fopenmp compiles the pragmas; the runtime's path, not the flag, says what to link.
+                        objects.append(str(Path(folder) / f"{source.stem}.o"))
+                        failure = _run([compiler, *_FLAGS, *native, *openmp_flag, "-c", str(source), "-o", objects[-1]])
+                        if failure:
+                            break
+                    failure = failure or _run([compiler, "-shared", *objects, *runtime, "-lm", "-o", str(built)])
                     if not failure:
                         os.replace(built, path)
                         return
@@ -181,3 +187,12 @@ def _declare(library: ctypes.CDLL) -> None:
     library.altgrad_cast.restype = None
     library.altgrad_amax.argtypes = [pointer, integer, long, long, long, long, pointer, integer]
     library.altgrad_amax.restype = None
+    library.altgrad_moments.argtypes = [pointer, integer, long, long, pointer, integer]
+    library.altgrad_moments.restype = None
+    library.altgrad_products.argtypes = [pointer, pointer, long, pointer, integer]
+    library.altgrad_products.restype = None
+    library.altgrad_updates.argtypes = [
+        *(pointer, pointer, pointer, long, pointer),  # old, now, gradient, elements, grid
+        *(ctypes.c_float, ctypes.c_double, pointer, integer),  # inverse scale, power of the largest value, out, threads
+    ]
+    library.altgrad_updates.restype = None

@@ -1,4 +1,4 @@
-"""Calls of the native kernel (``cast.cpp``) for CPU tensors: which casts it takes, and the arguments it wants."""
+"""Calls of the native cast (``cpp/cast.cpp``) for CPU tensors: which casts it takes, and the arguments it wants."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from altgrad_core.numerics.native import status
 from altgrad_core.numerics.statistics import FIELDS
 from altgrad_core.numerics.stochastic import Draw
 
-_TYPES = {torch.float32: 0, torch.bfloat16: 1}
+TYPES = {torch.float32: 0, torch.bfloat16: 1}
 # Below this many elements a second thread costs more than it brings.
 _ALONE = 65536
 
@@ -49,7 +49,7 @@ def cast_matrix(
     """
     library = status().library
     assert library is not None
-    source = (x if x.dtype in _TYPES else x.float()).contiguous()
+    source = (x if x.dtype in TYPES else x.float()).contiguous()
     result = torch.empty(source.shape, dtype=dtype)
     rows, columns = matrix_shape(source.shape)
     vector = torch.zeros(len(FIELDS), dtype=torch.float64) if statistics else None
@@ -77,7 +77,7 @@ def cast_matrix(
         first,
         whole,
         None if vector is None else vector.data_ptr(),
-        _threads(source),
+        threads_for(source),
     )
     return result, vector
 
@@ -86,14 +86,14 @@ def amax(x: Tensor, block: Block | None) -> Tensor:
     """Return the largest magnitude of each block of ``x`` (any floating type but float64), or of all of it (0-d)."""
     library = status().library
     assert library is not None
-    source = (x if x.dtype in _TYPES else x.float()).contiguous()
+    source = (x if x.dtype in TYPES else x.float()).contiguous()
     if block is None:
         # Pieces for the threads to share out; the last step is small.
         length = source.numel()
         piece = min(max(length, 1), _ALONE)
         pieces = torch.empty(-(-length // piece), dtype=torch.float32)
         library.altgrad_amax(
-            source.data_ptr(), _TYPES[source.dtype], 1, length, 1, piece, pieces.data_ptr(), _threads(source)
+            source.data_ptr(), TYPES[source.dtype], 1, length, 1, piece, pieces.data_ptr(), threads_for(source)
         )
         return pieces[0] if len(pieces) == 1 else pieces.amax()
     found = torch.zeros(block_counts(source.shape, block), dtype=torch.float32)
@@ -101,12 +101,13 @@ def amax(x: Tensor, block: Block | None) -> Tensor:
         rows, columns = matrix_shape(source.shape)
         sizes = min(block[0], rows), min(block[1], columns)
         library.altgrad_amax(
-            source.data_ptr(), _TYPES[source.dtype], rows, columns, *sizes, found.data_ptr(), _threads(source)
+            source.data_ptr(), TYPES[source.dtype], rows, columns, *sizes, found.data_ptr(), threads_for(source)
         )
     return found
 
 
-def _threads(x: Tensor) -> int:
+def threads_for(x: Tensor) -> int:
+    """Return how many threads are worth their while."""
     return torch.get_num_threads() if x.numel() > _ALONE else 1
 
 
@@ -118,15 +119,23 @@ def _keys(draw: Draw, x: Tensor) -> tuple[ctypes.Array[ctypes.c_uint32], int, in
     return (ctypes.c_uint32 * len(keys))(*keys), first, whole
 
 
+class _Grid(ctypes.Structure):
+    """``Grid`` of lanes.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("path", "mantissa_bits", "bias", "is_signed", "has_inf", "has_nan")),
+        *((name, ctypes.c_int32) for name in ("has_negative_zero", "threshold_rounds_to_max")),
+        *((name, ctypes.c_float) for name in ("first_power", "min_normal", "min_positive", "max_finite")),
+        *((name, ctypes.c_float) for name in ("overflow_threshold", "beyond")),
+    )
+
+
 class _Kind(ctypes.Structure):
     """``Kind`` of cast.cpp."""
 
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("x_type", "q_type", "rounding", "saturation", "random_bits")),
-        *((name, ctypes.c_int32) for name in ("path", "mantissa_bits", "bias", "is_signed", "has_inf", "has_nan")),
-        *((name, ctypes.c_int32) for name in ("has_negative_zero", "threshold_rounds_to_max")),
-        *((name, ctypes.c_float) for name in ("first_power", "min_normal", "min_positive", "max_finite")),
-        *((name, ctypes.c_float) for name in ("overflow_threshold", "beyond")),
+        ("grid", _Grid),
     )
 
 
@@ -140,17 +149,29 @@ def _kind(
     random_bits: int,
 ) -> ctypes.c_void_p:
     """Return a pointer to what the kernel calls a kind; kept, since a conversion costs more than a small cast."""
+    numbers = (TYPES[x_type], TYPES[q_type], ROUNDINGS.index(rounding), SATURATIONS.index(saturation), random_bits)
+    kind = _Kind(*numbers, _native_grid(grid))
+    _KEPT.append(kind)
+    return ctypes.c_void_p(ctypes.addressof(kind))
+
+
+@cache
+def grid_pointer(grid: Grid) -> ctypes.c_void_p:
+    """Return a pointer to the grid as the kernels know it."""
+    held = _native_grid(grid)
+    _KEPT.append(held)
+    return ctypes.c_void_p(ctypes.addressof(held))
+
+
+def _native_grid(grid: Grid) -> _Grid:
     path = 2 if path_of(grid, torch.float32) == "integers" else (0 if grid.mantissa_bits else 1)
-    kind = _Kind(
-        *(_TYPES[x_type], _TYPES[q_type], ROUNDINGS.index(rounding), SATURATIONS.index(saturation), random_bits),
+    return _Grid(
         *(path, grid.mantissa_bits, grid.bias, grid.signed, grid.has_inf, grid.has_nan),
         *(grid.has_negative_zero, grid.threshold_rounds_to_max),
         *(2.0 ** (1 - grid.bias), grid.min_normal, grid.min_positive, grid.max_finite),
         *(grid.overflow_threshold, grid.beyond),  # of bf16 both are infinity in float32
     )
-    _KEPT.append(kind)
-    return ctypes.c_void_p(ctypes.addressof(kind))
 
 
-_KEPT: list[_Kind] = []
+_KEPT: list[ctypes.Structure] = []
 _Three = ctypes.c_float * 3

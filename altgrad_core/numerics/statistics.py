@@ -11,7 +11,8 @@ In the units of x, the tensor that was cast:
     signal_power  sum of x^2 over the finite elements
     error_power   sum of (scale * q - x)^2 over the finite elements; q of an overflow counts as the largest finite value
 
-The vector is float64: counts are exact to 2^53, and squares of float32 numbers do not overflow.
+The vector is float64: counts are exact to 2^53, and squares of float32 numbers do not overflow. Within pieces of a tensor
+the squares of numbers of ordinary size are added up in float32, so that the two powers are good to about five digits.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _AMAX, _AMIN = FIELDS.index("amax"), FIELDS.index("amin")
 # element).
 _SQUARES_FROM, _SQUARES_TO = 1e-8, 1e15
 _NEVER = 1e38
-_SHORT = 7
+_SHORT = 5
 
 
 @attrs.frozen(kw_only=True)

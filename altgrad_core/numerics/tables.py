@@ -52,7 +52,10 @@ def table_overflow(
     """Return which finite elements round to beyond the table's ends (bool, shape of ``y``), as ``beyond`` defines it.
 
     ``bits`` as for ``round_to_table``; they decide where a stochastic rounding between an end and ``beyond`` goes.
+    Without them ``stochastic`` counts what overflows whatever is drawn.
     """
+    if rounding == "stochastic" and bits is None:
+        rounding = "toward_zero"
     if torch.compiler.is_compiling():
         over: Tensor = _overflow_op(y, format.constants, rounding, bits, random_bits)
         return over
@@ -132,7 +135,8 @@ def _away(y: Tensor, near: Tensor, far: Tensor, bits: Tensor, random_bits: int) 
     odd = (2 * least - 1).double()
     # Ratios are what counts: a power of two keeps the products, and their errors, in float64's range.
     size = torch.maximum(near.abs(), far.abs())
-    factor = torch.where(size > 2.0**800, 2.0**-300, torch.where(size < 2.0**-800, 2.0**200, 1.0))
+    factor = torch.where(size > 2.0**800, 2.0**-300, torch.ones_like(size))
+    factor = torch.where(size < 2.0**-800, 2.0**200, factor)
     y, near, far = y * factor, near * factor, far * factor
     step, step_error = _difference(y, near)
     width, width_error = _difference(far, near)

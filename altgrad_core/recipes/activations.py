@@ -21,75 +21,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import attrs
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from altgrad_core.errors import AltgradError
-from altgrad_core.numerics.blockwise import Block, expand
-from altgrad_core.numerics.codes import decode, encode
-from altgrad_core.numerics.formats import Format
 from altgrad_core.recipes.control import CastControl
+from altgrad_core.recipes.kept import Kept
 from altgrad_core.recipes.linear import CastLinear
 from altgrad_core.recipes.recipe import OperandCast
 from altgrad_core.recipes.tensor_cast import TensorCast
 
 _COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.clone.default)
-
-
-@attrs.frozen(kw_only=True)
-class Kept:
-    """A tensor in the format: what lies in memory between the forward and the backward pass."""
-
-    data: Tensor
-    """Codes (uint8, int16), or the values themselves where a torch dtype is as narrow."""
-    scale: Tensor
-    """Decode scale, float32: 0-d, or [nr, nc] for blocks."""
-    block: Block | None
-    """Rows and columns that share a scale."""
-    nan: Tensor | None
-    """Whether there was a NaN (0-d bool), for a format that has no code for it; None for one that has."""
-    format: Format
-    """The element format."""
-    shape: torch.Size
-    """Shape of the tensor."""
-    dtype: torch.dtype
-    """Its dtype."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of codes and scales."""
-        return sum(t.numel() * t.element_size() for t in (self.data, self.scale))
-
-    @classmethod
-    def of(cls, q: Tensor, scale: Tensor, block: Block | None, format: Format, dtype: torch.dtype) -> Kept:
-        """Take the values ``q`` of ``format`` that stand for ``scale * q`` in ``dtype``."""
-        nan = None
-        narrow = _torch_dtype(format)
-        if narrow is not None:
-            data = q.to(narrow)
-        else:
-            nan = None if format.has_nan else torch.isnan(q).any()
-            codes = encode(q, format, nan_code=format.nan_code if format.has_nan else 0)
-            data = codes.to(torch.uint8 if format.bits <= 8 else torch.int16)
-        return cls(data=data, scale=scale, block=block, nan=nan, format=format, shape=q.shape, dtype=dtype)
-
-    def restore(self) -> Tensor:
-        """Return ``scale * q``; NaN throughout where the format has no NaN and there was one."""
-        values = self.data.to(torch.float32) if _torch_dtype(self.format) else decode(self.data, self.format)
-        values = values * (self.scale if self.block is None else expand(self.scale, self.shape, self.block))
-        if self.nan is not None:
-            values = torch.where(self.nan, torch.nan, values)
-        return values.to(self.dtype)
-
-
-def _torch_dtype(format: Format) -> torch.dtype | None:
-    """Return the torch dtype that holds the values one by one, in a whole number of bytes; None for codes."""
-    if format.bits > 16:
-        return torch.float32
-    found = getattr(torch, format.torch_dtype or "", None) if format.bits >= 8 else None
-    return found if isinstance(found, torch.dtype) and found.is_floating_point else None
 
 
 class SavedActivations:

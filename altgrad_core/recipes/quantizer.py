@@ -51,6 +51,8 @@ class Quantizer(nn.Module):
                 f"Leave 'scaling' out, or take the format of its elements, '{found.element.name}'."
             )
         self.scaling: ScalingPolicy = installed().get("scaling", choice.kind).value(choice.options, found)
+        self.fits_bfloat16 = self.format.fits_bfloat16 and self.scaling.keeps_bfloat16
+        """Whether the values of ``forward`` are exactly bfloat16 values."""
         self.last_scale: Tensor | None = None
         """Decode scale of the newest cast along the last dimension, 0-d or [nr, nc], for probes: under delayed scaling
         the policy has moved on since."""
@@ -61,11 +63,6 @@ class Quantizer(nn.Module):
     def directional(self) -> bool:
         """Whether each of the two GEMMs that read the operand needs a cast of its own."""
         return self.scaling.directional
-
-    @property
-    def fits_bfloat16(self) -> bool:
-        """Whether the values of ``forward`` are exactly bfloat16 values."""
-        return self.format.fits_bfloat16 and self.scaling.keeps_bfloat16
 
     @property
     def draws(self) -> bool:

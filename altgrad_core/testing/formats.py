@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from altgrad_core.numerics.cast import cast, quantize
-from altgrad_core.numerics.codes import decode, encode, ordinal, ulp
-from altgrad_core.numerics.formats import FloatFormat
-from altgrad_core.numerics.modes import SATURATIONS, Saturation
+from altgrad_core.numerics.codes import all_values, decode, encode, neighbours, ordinal, ulp
+from altgrad_core.numerics.formats import FloatFormat, TableFormat
+from altgrad_core.numerics.modes import ROUNDINGS, SATURATIONS, Rounding, Saturation
 from altgrad_core.numerics.reference import quantize_exactly
 from altgrad_core.numerics.registry import get_format
-from altgrad_core.testing.strategies import landmarks, tensors
+from altgrad_core.numerics.stochastic import Draw, random_bits
+from altgrad_core.testing.strategies import holder, landmarks, tensors
 
 # One test function serves many subclasses, which hypothesis otherwise takes for a mistake.
 _laws = settings(
@@ -29,8 +30,9 @@ _laws = settings(
 )
 # Every code is tried up to this width; of wider formats the codes of the landmarks.
 _ALL_CODES_BITS = 16
-# Fractions are slow: of the landmarks of a wide format this many meet the scalar reference.
-_SCALAR = 1500
+# Fractions are slow: of the landmarks of a wide format this many meet the scalar reference in the default mode, and
+# in each of the others.
+_SCALAR, _SCALAR_OTHERS = 1500, 250
 
 
 def same(a: Tensor, b: Tensor) -> Tensor:
@@ -48,37 +50,49 @@ def assert_same(got: Tensor, expected: Tensor, x: Tensor) -> None:
     assert not bad.any(), f"{int(bad.sum())} of {bad.numel()} differ: {'; '.join(shown)}"
 
 
-def search_table(x: Tensor, format: FloatFormat) -> Tensor:
-    """Return the nearest values by looking through a table of all values: exact in float64, and unlike any kernel.
+def search_table(x: Tensor, format: FloatFormat | TableFormat) -> Tensor:
+    """Return the nearest values by looking through a list of all values: exact in float64, and unlike any kernel.
 
-    Saturates; for formats of up to 20 bits.
+    Saturates; for formats of up to 20 bits whose values, like ``x``, are float32 numbers.
     """
-    table = torch.tensor([format.magnitude(code) for code in range(format.max_code + 1)], dtype=torch.float64)
-    size = x.double().abs().clamp(max=format.max_finite)
-    above = torch.searchsorted(table, size).clamp(max=format.max_code)
-    below = (above - 1).clamp(min=0)
-    down, up = size - table[below], table[above] - size
-    code = torch.where((up < down) | ((up == down) & (above % 2 == 0)), above, below)
-    value = torch.where(torch.signbit(x), -table[code], table[code])
-    if not format.signed:
-        value = torch.where(torch.signbit(x), 0.0, value)
-    elif not format.has_negative_zero:
-        value = torch.where(value == 0, 0.0, value)
-    return torch.where(torch.isnan(x), math.nan, value)
+    if isinstance(format, TableFormat):
+        numbers, codes = format.numbers, torch.tensor(format.number_codes)
+    else:
+        positive = [format.magnitude(code) for code in range(format.max_code + 1)]
+        numbers = (*(-value for value in reversed(positive[1:]) if format.signed), *positive)
+        codes = (torch.arange(len(numbers)) - numbers.index(0.0)).abs()
+    table = torch.tensor(numbers, dtype=torch.float64)
+    y = x.double().clamp(numbers[0], numbers[-1])
+    high = torch.searchsorted(table, y.nan_to_num()).clamp(1, len(numbers) - 1)
+    low = high - 1
+    down, up = y - table[low], table[high] - y
+    low_even, high_even = codes[low] % 2 == 0, codes[high] % 2 == 0
+    tie_up = torch.where(low_even == high_even, table[high].abs() <= table[low].abs(), high_even)
+    value = torch.where((up < down) | ((up == down) & tie_up), table[high], table[low])
+    zero = torch.where(torch.signbit(x), -0.0, 0.0) if format.has_negative_zero else torch.zeros(())
+    return torch.where(torch.isnan(x), math.nan, torch.where(value == 0, zero.double(), value))
 
 
 class FormatConformance:
     """Subclass it, set ``format``, and pytest finds the tests."""
 
-    format: str | FloatFormat
+    format: str | FloatFormat | TableFormat
     """The format, or its name."""
 
     @property
-    def fmt(self) -> FloatFormat:
+    def fmt(self) -> FloatFormat | TableFormat:
         """The format under test."""
         found = get_format(self.format)
-        assert isinstance(found, FloatFormat)
+        assert isinstance(found, FloatFormat | TableFormat)
         return found
+
+    @property
+    def is_odd(self) -> bool:
+        """Whether each value, and whether its code is even, is mirrored at zero."""
+        if isinstance(self.fmt, FloatFormat):
+            return self.fmt.signed
+        even = {value: code % 2 == 0 for value, code in zip(self.fmt.numbers, self.fmt.number_codes, strict=True)}
+        return all(even.get(-value) == parity for value, parity in even.items())
 
     def codes(self) -> Tensor:
         """Return all codes, or for wide formats those of the landmarks."""
@@ -90,18 +104,30 @@ class FormatConformance:
     def test_constants(self) -> None:
         """The constants follow from the codes."""
         f = self.fmt
+        values = decode(self.codes(), f).double()
+        finite = values[torch.isfinite(values)]
+        assert finite.max() == f.max_finite
+        assert finite.min() == f.min_finite
+        assert finite[finite > 0].min() == f.min_positive
+        assert f.signed == (f.min_finite < 0)
+        assert f.nan_code is None or math.isnan(f.value(f.nan_code))
+        assert f.inf_code is None or f.value(f.inf_code) == math.inf
+        assert f.has_nan == (f.nan_code is not None) == bool(torch.isnan(values).any() or f.bits > _ALL_CODES_BITS)
+        assert f.has_inf == (f.inf_code is not None) == bool((values == math.inf).any())
+        assert f.has_negative_inf == bool((values == -math.inf).any())
+        assert f.has_negative_zero == bool(((values == 0) & torch.signbit(values)).any())
+        assert f.fits_float32 == bool((finite.float() == finite).all())
+
+    def test_constants_of_floats(self) -> None:
+        """Those that only a float format has."""
+        f = self.fmt
+        if not isinstance(f, FloatFormat):
+            pytest.skip("a table has no exponents")
         assert f.value(0) == 0.0
         assert f.value(f.max_code) == f.max_finite
         assert f.value(1) == f.min_positive
-        assert 0 < f.min_positive <= f.max_finite < f.beyond
-        assert 2.0**f.max_exponent <= f.max_finite < 2.0 ** (f.max_exponent + 1)
-        assert f.nan_code is None or math.isnan(f.value(f.nan_code))
-        assert f.inf_code is None or f.value(f.inf_code) == math.inf
-        assert f.has_nan == (f.nan_code is not None)
-        if f.has_negative_zero:
-            assert math.copysign(1.0, f.value(f.sign_bit)) == -1.0
-        held = torch.tensor([f.max_finite, f.min_positive], dtype=torch.float32)
-        assert held.tolist() == [f.max_finite, f.min_positive]
+        assert 0 < f.min_positive <= f.max_finite < f.overflow_threshold < f.beyond
+        assert math.frexp(f.max_finite)[1] - 1 == f.max_exponent
 
     def test_every_code_decodes_to_its_value_and_encodes_back(self) -> None:
         """``decode`` agrees with the scalar definition, ``encode`` inverts it, casts leave values alone."""
@@ -112,27 +138,60 @@ class FormatConformance:
         assert torch.equal(encode(values[number], f, saturation="none"), codes[number])
         if f.nan_code is not None:
             assert (encode(values[~number], f) == f.nan_code).all()
-        assert_same(quantize(values, f, saturation="none"), values, values)
+        for rounding in ROUNDINGS:
+            kept = quantize(values, f, rounding=rounding, saturation="none", draw=Draw(seed=1))
+            assert_same(kept, values, values)
         assert torch.isfinite(quantize(values[number], f)).all()
+
+    def test_values_are_in_order(self) -> None:
+        """``all_values``, ``ordinal`` and ``neighbours`` agree on the order of values."""
+        if self.fmt.bits > _ALL_CODES_BITS:
+            pytest.skip(f"{self.fmt.bits} bits make too long a list")
+        listed, codes = all_values(self.fmt), self.codes()
+        values, places = decode(codes, self.fmt).double(), ordinal(codes, self.fmt)
+        assert (listed.diff() > 0).all()
+        number = ~torch.isnan(values)
+        least = int(places[number].min())
+        assert torch.equal(listed[places[number] - least], values[number] + 0.0)
+        below, above = neighbours(listed, self.fmt)
+        assert torch.equal(below[1:].double(), listed[:-1])
+        assert torch.equal(above[:-1].double(), listed[1:])
+        assert torch.isnan(below[0])
+        assert torch.isnan(above[-1])
 
     def test_bfloat16_and_float32_hold_the_values(self) -> None:
         """``fits_bfloat16`` is true exactly when bfloat16 holds every value."""
         values = decode(self.codes(), self.fmt)
-        exact = bool(same(values.bfloat16().float(), values).all())
+        exact = bool(same(values.bfloat16().to(values.dtype), values).all())
         assert exact == self.fmt.fits_bfloat16
 
-    def test_landmarks_against_the_scalar_reference(self) -> None:
-        """Ties, neighbours, thresholds, powers of two, subnormals, specials: as the definition says, in every mode."""
+    def some_landmarks(self, count: int) -> Tensor:
+        """Return about so many of the landmarks, those at the ends of the format and of the dtype among them."""
         x = landmarks(self.fmt)
-        if len(x) > _SCALAR:
-            x = torch.cat([x[:: len(x) // _SCALAR + 1], x[-200:], x[len(x) // 2 - 200 : len(x) // 2]])
+        if len(x) <= count:
+            return x
+        ends, half = count // 10, len(x) // 2
+        return torch.cat([x[:: len(x) // count + 1], x[-ends:], x[half - ends : half]])
+
+    @pytest.mark.parametrize("rounding", ROUNDINGS)
+    def test_landmarks_against_the_scalar_reference(self, rounding: Rounding) -> None:
+        """Ties, neighbours, thresholds, powers of two, subnormals, specials: as the definition says, in every mode."""
+        x = self.some_landmarks(_SCALAR if rounding == "nearest_even" else _SCALAR_OTHERS)
+        draw, width = Draw(seed=1), 6
+        bits = (random_bits(draw, x.shape) >> (32 - width)).tolist()
         for saturation in SATURATIONS:
-            expected = [quantize_exactly(value, self.fmt, saturation=saturation) for value in x.tolist()]
-            assert_same(quantize(x, self.fmt, saturation=saturation), torch.tensor(expected, dtype=torch.float64), x)
+            expected = [
+                quantize_exactly(
+                    value, self.fmt, rounding=rounding, saturation=saturation, bits=number, random_bits=width
+                )
+                for value, number in zip(x.tolist(), bits, strict=True)
+            ]
+            got = quantize(x, self.fmt, rounding=rounding, saturation=saturation, draw=draw, random_bits=width)
+            assert_same(got, torch.tensor(expected, dtype=torch.float64), x)
 
     def test_landmarks_and_every_bfloat16_against_a_table(self) -> None:
         """All 65,536 bfloat16 inputs and all landmarks give the value that a search through all values finds."""
-        if self.fmt.bits > _ALL_CODES_BITS:
+        if self.fmt.bits > _ALL_CODES_BITS or not self.fmt.fits_float32:
             pytest.skip(f"{self.fmt.bits} bits make too large a table; the scalar reference covers the landmarks")
         every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
         marks = landmarks(self.fmt)
@@ -145,12 +204,17 @@ class FormatConformance:
 
     def test_dtypes_agree(self) -> None:
         """float64 and chunked or plain float32 arithmetic give the same values; float64 is rounded once."""
-        f, x = self.fmt, landmarks(self.fmt)
+        f, x = self.fmt, landmarks(self.fmt).float()
         for saturation in SATURATIONS:
-            assert_same(quantize(x.double(), f, saturation=saturation), quantize(x, f, saturation=saturation), x)
+            wide = quantize(x.double(), f, saturation=saturation)
+            assert_same(wide.float(), quantize(x, f, saturation=saturation), x)
         # Just beside a tie, by less than float32 can say.
-        some = range(0, f.max_code, f.max_code // 40 + 1)
-        tie = torch.tensor([(f.magnitude(c) + f.magnitude(c + 1)) / 2 for c in some], dtype=torch.float64)
+        if isinstance(f, TableFormat):
+            ends = list(zip(f.numbers[:-1], f.numbers[1:], strict=True))
+        else:
+            some = range(0, f.max_code, f.max_code // 40 + 1)
+            ends = [(f.magnitude(code), f.magnitude(code + 1)) for code in some]
+        tie = torch.tensor([low / 2 + high / 2 for low, high in ends], dtype=torch.float64)
         for factor in (1 - 2.0**-50, 1 + 2.0**-50):
             beside = tie * factor
             expected = [quantize_exactly(Fraction(value), f) for value in beside.tolist()]
@@ -159,11 +223,13 @@ class FormatConformance:
     @given(st.data())
     @_laws
     def test_idempotent(self, data: st.DataObject) -> None:
-        """Casting twice changes nothing, whatever becomes of overflow."""
+        """Casting twice changes nothing, however it is rounded and whatever becomes of overflow."""
         x = data.draw(tensors(self.fmt))
         saturation: Saturation = data.draw(st.sampled_from(SATURATIONS))
-        once = quantize(x, self.fmt, saturation=saturation)
-        assert_same(quantize(once, self.fmt, saturation=saturation), once, x)
+        rounding: Rounding = data.draw(st.sampled_from(ROUNDINGS))
+        once = quantize(x, self.fmt, rounding=rounding, saturation=saturation, draw=Draw(seed=1))
+        again = quantize(once, self.fmt, rounding=rounding, saturation=saturation, draw=Draw(seed=2))
+        assert_same(again, once, x)
 
     @given(st.data())
     @_laws
@@ -180,27 +246,26 @@ class FormatConformance:
     @given(st.data())
     @_laws
     def test_odd(self, data: st.DataObject) -> None:
-        """Negating the input negates the value; an unsigned format has nothing below zero."""
+        """Negating the input negates the value, where values are mirrored; an unsigned format has none below zero."""
         x = data.draw(tensors(self.fmt))
         q, mirrored = quantize(x, self.fmt), quantize(-x, self.fmt)
         if not self.fmt.signed:
             assert not (torch.minimum(q, mirrored) < 0).any()
-        elif self.fmt.has_negative_zero:
-            assert_same(mirrored, -q, x)
-        else:
-            assert torch.equal(torch.nan_to_num(mirrored), torch.nan_to_num(-q))
+        elif self.is_odd:
+            assert_same(mirrored, -q if self.fmt.has_negative_zero else -q + 0.0, x)
 
     @given(st.data())
     @_laws
     def test_error_is_at_most_half_an_ulp(self, data: st.DataObject) -> None:
         """Within the range, the nearest value is at most half a spacing away; beyond it, the largest is taken."""
-        x = data.draw(tensors(self.fmt, finite=True))
-        if not self.fmt.signed:
-            x = x.abs()
-        error = (quantize(x, self.fmt).double() - x.double()).abs()
-        within = x.abs() <= self.fmt.max_finite
-        assert (error[within] <= 0.5 * ulp(x, self.fmt).double()[within]).all()
-        assert (quantize(x, self.fmt).abs()[~within] == self.fmt.max_finite).all()
+        f, x = self.fmt, data.draw(tensors(self.fmt, finite=True))
+        q = quantize(x, f)
+        error = (q.double() - x.double()).abs()
+        above, below = x.double() > f.max_finite, x.double() < f.min_finite
+        within = ~(above | below)
+        assert (error[within] <= 0.5 * ulp(x, f).double()[within]).all()
+        assert (q[above] == f.max_finite).all()
+        assert (q[below] == f.min_finite).all()
 
     @given(st.data())
     @_laws
@@ -210,9 +275,11 @@ class FormatConformance:
         if not self.fmt.has_nan:
             x = torch.nan_to_num(x, nan=1.0)
         saturation: Saturation = data.draw(st.sampled_from(SATURATIONS))
-        codes = encode(x, self.fmt, saturation=saturation)
+        rounding: Rounding = data.draw(st.sampled_from(ROUNDINGS))
+        codes = encode(x, self.fmt, rounding=rounding, saturation=saturation, draw=Draw(seed=1))
         assert ((codes >= 0) & (codes < 2**self.fmt.bits)).all()
-        assert_same(decode(codes, self.fmt), quantize(x, self.fmt, saturation=saturation), x)
+        expected = quantize(x, self.fmt, rounding=rounding, saturation=saturation, draw=Draw(seed=1))
+        assert_same(decode(codes, self.fmt), expected, x)
 
     @given(st.data())
     @_laws
@@ -232,11 +299,12 @@ class FormatConformance:
     @given(st.data(), st.integers(-20, 20))
     @_laws
     def test_a_power_of_two_scales_the_grid(self, data: st.DataObject, exponent: int) -> None:
-        """Scaling input and grid by a power of two scales the result, where float32 holds all of it."""
-        scale = math.ldexp(1.0, exponent)
+        """Scaling input and grid by a power of two scales the result, where the dtype holds all of it."""
+        scale, info = math.ldexp(1.0, exponent), torch.finfo(holder(self.fmt))
         x = data.draw(tensors(self.fmt))
         exact = (x * scale / scale == x) | ~torch.isfinite(x)
-        representable = self.fmt.max_exponent + exponent < 128 and self.fmt.min_positive * scale >= 2.0**-126
+        ends = max(self.fmt.max_finite, -self.fmt.min_finite)
+        representable = scale <= info.max / ends and self.fmt.min_positive * scale >= info.smallest_normal
         x = torch.where(exact & representable, x, torch.zeros_like(x))
         for given_scale in (scale, torch.tensor(scale)):
             assert_same(quantize(x * scale, self.fmt, scale=given_scale), quantize(x, self.fmt) * scale, x)

@@ -4,63 +4,86 @@ from __future__ import annotations
 
 import functools
 import math
+from itertools import pairwise
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from altgrad_core.numerics.formats import FloatFormat
+from altgrad_core.numerics.formats import FloatFormat, TableFormat
 
 # Formats with at most this many magnitude codes are covered whole; of others the ends and an even spread.
 _WHOLE = 2048
 
 
+def holder(format: FloatFormat | TableFormat) -> torch.dtype:
+    """Return the dtype that holds the format's values: float32, or float64 where float32 does not (``fits_float32``)."""
+    return torch.float32 if format.fits_float32 else torch.float64
+
+
 @functools.cache
-def landmarks(format: FloatFormat) -> Tensor:
-    """Return float32 values [n] at which a cast to ``format`` could go wrong, of both signs.
+def landmarks(format: FloatFormat | TableFormat) -> Tensor:
+    """Return values [n] of the holder's dtype at which a cast to ``format`` could go wrong, of both signs.
 
     Every value of the format and every midpoint (an even spread of them beyond 11 magnitude bits), the overflow
-    threshold, half the smallest value, and of all these the float32 neighbours on both sides; the powers of two with
-    theirs; float32's subnormals and largest values; zeros, infinities, NaN.
+    threshold, half the smallest value, and of all these the neighbours in the dtype on both sides; the powers of two
+    with theirs; the subnormals and largest values of the dtype; zeros, infinities, NaN.
     """
-    last = format.max_code + 1
-    if last <= _WHOLE:
+    dtype = holder(format)
+    points = _grid(format)
+    # Exact, or next to the midpoint: neighbours differ in their last few bits.
+    points += [a / 2 + b / 2 for a, b in pairwise(points)]
+    info = torch.finfo(dtype)
+    smallest = math.frexp(info.smallest_normal)[1] - 1 + math.frexp(info.eps)[1] - 1
+    points += [math.ldexp(1.0, exponent) for exponent in range(smallest, math.frexp(info.max)[1])]
+    points += [info.max, info.smallest_normal - math.ldexp(1.0, smallest), math.pi, 1.0 / 3.0]
+    exact = torch.tensor(points, dtype=torch.float64).to(dtype)
+    exact = exact[torch.isfinite(exact)].abs()
+    infinity = torch.tensor(math.inf, dtype=dtype)
+    around = torch.cat([exact, torch.nextafter(exact, infinity), torch.nextafter(exact, -infinity).abs()])
+    magnitudes = torch.cat([torch.unique(around), torch.tensor([0.0, math.inf, math.nan], dtype=dtype)])
+    return torch.cat([magnitudes, -magnitudes])
+
+
+def _grid(format: FloatFormat | TableFormat) -> list[float]:
+    """Return the format's values, or a spread of them, in order, and what comes beyond its ends."""
+    if isinstance(format, TableFormat):
+        low, high = format.beyond or (2 * format.min_finite, 2 * format.max_finite)
+        return [low, *format.numbers, high]
+    last = format.max_code
+    if last < _WHOLE:
         codes = list(range(last + 1))
     else:
         edge = _WHOLE // 8
         inner = range(edge, last - edge, max(1, (last - 2 * edge) // (_WHOLE - 2 * edge)))
-        codes = [*range(edge), *inner, *range(last - edge, last + 1)]
-    points = [format.magnitude(code) for code in codes]
-    # Exact: neighbours differ in their last few of at most 24 bits.
-    points += [(format.magnitude(code) + format.magnitude(code + 1)) / 2 for code in codes if code < last]
-    points += [math.ldexp(1.0, exponent) for exponent in range(-149, 128)]
-    points += [math.ldexp(1.0 - 2.0**-24, 128), math.ldexp(1.0, -126) - math.ldexp(1.0, -149), math.pi, 1.0 / 3.0]
-    exact = torch.tensor(points, dtype=torch.float64).float()
-    exact = exact[torch.isfinite(exact)]
-    infinity = torch.tensor(math.inf)
-    around = torch.cat([exact, torch.nextafter(exact, infinity), torch.nextafter(exact, -infinity).abs()])
-    magnitudes = torch.cat([torch.unique(around), torch.tensor([0.0, math.inf, math.nan])])
-    return torch.cat([magnitudes, -magnitudes])
+        # Of each that is kept the next one too, so that their midpoint is one of the format.
+        codes = sorted({*range(edge), *inner, *(code + 1 for code in inner), *range(last - edge, last + 1)})
+    return [*(format.magnitude(code) for code in codes), format.beyond]
 
 
 @functools.cache
-def elements(format: FloatFormat) -> st.SearchStrategy[float]:
-    """Draw a float32 number: a landmark of ``format``, any float32, or one of the magnitude that the format covers."""
+def elements(format: FloatFormat | TableFormat) -> st.SearchStrategy[float]:
+    """Draw a number of the holder's dtype: a landmark, any number, or one of the magnitude that the format covers."""
     covered = st.floats(-2 * format.max_finite, 2 * format.max_finite) if format.max_finite < 1e30 else st.nothing()
     return st.one_of(
         st.sampled_from(landmarks(format).tolist()),
-        st.floats(width=32),
+        st.floats(width=32 if format.fits_float32 else 64),
         covered.map(lambda value: torch.tensor(value, dtype=torch.float32).item()),
     )
 
 
 @st.composite
 def tensors(
-    draw: st.DrawFn, format: FloatFormat, *, finite: bool = False, dtype: torch.dtype = torch.float32
+    draw: st.DrawFn,
+    format: FloatFormat | TableFormat,
+    *,
+    finite: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Draw a tensor of 0 to 3 dimensions, possibly empty, rich in landmarks of ``format``."""
+    """Draw a tensor of 0 to 3 dimensions, possibly empty, rich in landmarks of ``format``; of the holder's dtype."""
     shape = draw(st.lists(st.integers(0, 4), max_size=3))
     count = math.prod(shape)
     values = draw(st.lists(elements(format), min_size=count, max_size=count))
-    tensor = torch.tensor(values, dtype=torch.float32).reshape(shape).to(dtype)
+    tensor = torch.tensor(values, dtype=holder(format)).reshape(shape)
+    tensor = tensor if dtype is None else tensor.to(dtype)
     return torch.where(torch.isfinite(tensor), tensor, torch.zeros_like(tensor)) if finite else tensor

@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 
+from altgrad_core.recipes.recipe import OperandCast
 from altgrad_core.training.config import AlertConfig
 
 
@@ -34,14 +35,23 @@ _RATES = {
     "dead_neurons": ("dead_neuron_frac", "dead-neuron fraction"),
 }
 # What keeps a user from drawing the wrong conclusion.
-_NOTES = {"bit_stall": " Small updates still add up in the FP32 master weights until the cast value moves."}
+_KEPT = " Small updates still add up in the FP32 master weights until the cast value moves."
+_KEPT_ON_AVERAGE = " Without a master copy of the weights, stochastic rounding keeps small updates on average."
+_LOST = " Without a master copy of the weights these updates are lost; rounding = \"stochastic\" keeps them on average."
 
 
 class AlertWatch:
-    """Watches a run's values. A rate warns when it rises past its threshold, again only after it has been below."""
+    """Watches a run's values. A rate warns when it rises past its threshold, again only after it has been below.
 
-    def __init__(self, thresholds: AlertConfig) -> None:
+    ``weight_storage`` is the recipe's, since what a bit stall means depends on it.
+    """
+
+    def __init__(self, thresholds: AlertConfig, *, weight_storage: OperandCast | None = None) -> None:
         self.thresholds = thresholds
+        stall = _KEPT
+        if weight_storage is not None:
+            stall = _KEPT_ON_AVERAGE if weight_storage.rounding == "stochastic" else _LOST
+        self._notes = {"bit_stall": stall}
         self.nan_steps = 0
         """Non-finite steps in a row, up to now."""
         self.nan_total = 0
@@ -81,7 +91,7 @@ class AlertWatch:
                 worst = max(layers, key=layers.__getitem__)
                 message = (
                     f"The mean {words} is {value:.2%}, above {threshold:.2%}; "
-                    f"highest in {worst.removeprefix(f'{metric}/')} ({layers[worst]:.2%}).{_NOTES.get(alert, '')}"
+                    f"highest in {worst.removeprefix(f'{metric}/')} ({layers[worst]:.2%}).{self._notes.get(alert, '')}"
                 )
                 alerts.append(Alert(alert=alert, action="log", value=value, threshold=threshold, message=message))
             self._above[alert] = above

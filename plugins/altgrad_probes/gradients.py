@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from altgrad_core.numerics.sums import moments
 from altgrad_core.training.probes import Probe, StepContext
-from altgrad_probes.sums import moments
 
 
 class GradientsProbe(Probe):
@@ -27,23 +27,17 @@ class GradientsProbe(Probe):
             return
         # A row of an embedding whose token did not occur has no gradient and is not dead.
         neurons = {id(m.weight) for m in context.model.modules() if isinstance(m, nn.Linear)}
-        linf, layers, dead = [], [], []
-        for name, grad in grads.items():
-            rows = grad.reshape(len(grad), -1) if grad.dim() > 1 else grad.reshape(1, -1)
-            # One pass gives both extremes; an infinity norm is 18 times slower on a CPU.
-            low, high = torch.aminmax(rows, dim=1)
-            linf.append(torch.maximum(high.max(), -low.min()))
-            if id(context.parameters[name]) in neurons:
-                layers.append(name)
-                dead.append(((low == 0) & (high == 0)).double().mean())
         names = list(grads)
-        sums, squares = torch.stack([moments(grad) for grad in grads.values()]).unbind(dim=1)
+        layers = [index for index, name in enumerate(names) if id(context.parameters[name]) in neurons]
+        # [parameters] each
+        sums, squares, linf, zero_rows = torch.stack([moments(grad) for grad in grads.values()]).unbind(dim=1)
         counts = torch.tensor([grad.numel() for grad in grads.values()], dtype=torch.float64, device=sums.device)
         mean = sums / counts
         deviation = (squares / counts - mean.square()).clamp_min(0).sqrt()
         add = context.measurements.add_layers
         add("grad_norm_l2", names, squares.sqrt())
-        add("grad_norm_linf", names, torch.stack(linf))
+        add("grad_norm_linf", names, linf)
         add("grad_snr", names, mean.abs() / deviation)
         if layers:
-            add("dead_neuron_frac", layers, torch.stack(dead))
+            rows = torch.tensor([len(grads[names[index]]) for index in layers], device=sums.device)
+            add("dead_neuron_frac", [names[index] for index in layers], zero_rows[layers] / rows)

@@ -18,10 +18,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from altgrad_core.numerics.sums import products
 from altgrad_core.recipes.control import casts_off
 from altgrad_core.training import rng
 from altgrad_core.training.probes import Probe, StepContext
-from altgrad_probes.sums import products
 
 
 class ShadowProbe(Probe):

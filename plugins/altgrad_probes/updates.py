@@ -14,7 +14,7 @@ and per parameter of any kind:
 
 | metric | definition | unit |
 | --- | --- | --- |
-| ``zero_update_frac`` | elements whose FP32 master value is the same after the step / elements | fraction |
+| ``zero_update_frac`` | elements whose stored value (FP32 master, or cast ``weight_storage``) stays the same / elements | fraction |
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from altgrad_core.numerics.blockwise import Block, expand
-from altgrad_core.numerics.cast import cast
-from altgrad_core.numerics.codes import ulp
+from altgrad_core.numerics.blockwise import Block
 from altgrad_core.numerics.formats import Format
 from altgrad_core.numerics.registry import get_format
+from altgrad_core.numerics.sums import update_counts
 from altgrad_core.recipes.linear import CastLinear
 from altgrad_core.training.probes import Probe, StepContext
 
@@ -40,26 +39,6 @@ class _Reading:
     scale: Tensor
     block: Block | None
 
-    def values(self, weight: Tensor) -> Tensor:
-        """Return the grid values of the weight."""
-        dtype = torch.bfloat16 if self.format.fits_bfloat16 else torch.float32
-        return cast(weight, self.format, scale=self.scale, block=self.block, dtype=dtype)[0]
-
-    def ulp(self, weight: Tensor) -> Tensor:
-        """Return the distance between neighbouring values around each weight."""
-        if self.block is None:
-            return ulp(weight, self.format, scale=self.scale)
-        scale = expand(self.scale, weight.shape, self.block)
-        return ulp(weight / scale, self.format) * scale
-
-
-@attrs.frozen
-class _Before:
-    """A linear layer's weight before the update."""
-
-    reading: _Reading
-    q: Tensor
-
 
 class UpdatesProbe(Probe):
     """The probe ``updates``; holds a copy of the weights between the two moments of its steps."""
@@ -67,42 +46,40 @@ class UpdatesProbe(Probe):
     def __init__(self, every: int) -> None:
         super().__init__(every)
         self._weights: dict[str, Tensor] = {}
-        self._before: dict[str, _Before] = {}
+        self._readings: dict[str, _Reading] = {}
 
     def before_update(self, context: StepContext) -> None:
-        """Copy the weights and cast them."""
+        """Copy the weights, and remember how they are read."""
         self._weights = {name: p.detach().clone() for name, p in context.parameters.items()}
-        self._before = {}
+        self._readings = {}
         names = {id(p): name for name, p in context.parameters.items()}
         for module in context.model.modules():
             if isinstance(module, nn.Linear) and id(module.weight) in names and module.weight.grad is not None:
-                name = names[id(module.weight)]
-                reading = _reading(module, context.recipe.compute)
-                self._before[name] = _Before(reading, reading.values(self._weights[name]))
+                self._readings[names[id(module.weight)]] = _reading(module, context.recipe.compute)
 
     def after_update(self, context: StepContext) -> None:
         """Compare; nothing leaves the device."""
-        zero, stall, flip, moved = [], [], [], []
+        zero, layers, counts = [], [], []
         for name, parameter in context.parameters.items():
-            weight, old = parameter.detach(), self._weights[name]
-            zero.append((weight == old).double().mean())
-            before = self._before.get(name)
-            if before is None:
+            before, reading = self._weights[name], self._readings.get(name)
+            if reading is None:
+                zero.append((parameter.detach() == before).sum().double() / before.numel())
                 continue
-            same = before.reading.values(weight) == before.q
             assert parameter.grad is not None  # before_update left the others out
-            wanted = parameter.grad != 0
-            stall.append((same & wanted).sum().double() / wanted.sum())
-            flip.append(1.0 - same.double().mean())
-            moved.append(((weight - old).abs() / before.reading.ulp(old)).mean())
+            count = update_counts(before, parameter, parameter.grad, reading.format, reading.scale, reading.block)
+            zero.append(count[0] / before.numel())
+            layers.append(name)
+            counts.append(count)
         add = context.measurements.add_layers
         add("zero_update_frac", list(self._weights), torch.stack(zero))
-        if self._before:
-            layers = [name for name in self._weights if name in self._before]
-            add("bit_stall_rate", layers, torch.stack(stall))
-            add("bit_flip_rate", layers, torch.stack(flip))
-            add("update_ulps", layers, torch.stack(moved))
-        self._weights, self._before = {}, {}
+        if layers:
+            _, wanted, stalled, same, moved = torch.stack(counts).unbind(dim=1)
+            sizes = [context.parameters[name].numel() for name in layers]
+            elements = torch.tensor(sizes, dtype=torch.float64, device=same.device)
+            add("bit_stall_rate", layers, stalled / wanted)
+            add("bit_flip_rate", layers, 1.0 - same / elements)
+            add("update_ulps", layers, moved / elements)
+        self._weights, self._readings = {}, {}
 
 
 def _reading(module: nn.Linear, compute: str) -> _Reading:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from altgrad_core.numerics.formats import FloatFormat
+import math
+
+from altgrad_core.numerics.formats import FloatFormat, TableFormat
 from altgrad_core.testing import FormatConformance
 
 
@@ -108,3 +110,59 @@ class TestUnsigned(FormatConformance):
 
 class TestUnsignedFixedPoint(FormatConformance):
     format = FloatFormat(name="ue0m8", exponent_bits=0, mantissa_bits=8, specials="none", signed=False)
+
+
+class TestExtended(FormatConformance):
+    format = "binary8p4se"
+
+
+class TestExtendedUnsigned(FormatConformance):
+    format = "binary6p3ue"
+
+
+class TestExtendedPowersOfTwo(FormatConformance):
+    format = "binary8p1se"
+
+
+class TestExtendedFixedPoint(FormatConformance):
+    format = "binary5p5se"
+
+
+class TestWiderThanFloat32(FormatConformance):
+    format = "e9m3"
+
+
+class TestAsWideAsFloat64(FormatConformance):
+    format = "binary13p2sf"
+
+
+class TestPosit8(FormatConformance):
+    format = "posit8"
+
+
+class TestTakum8(FormatConformance):
+    format = "takum8"
+
+
+class TestLinearTakum8(FormatConformance):
+    format = "takum_linear8"
+
+
+class TestNF4(FormatConformance):
+    format = "nf4"
+
+
+class TestInt8(FormatConformance):
+    format = "int8"
+
+
+class TestE8M0FNU(FormatConformance):
+    format = "e8m0fnu"
+
+
+class TestTableWithAllSpecials(FormatConformance):
+    format = TableFormat(name="mixed", table=(0.0, 1.0, 2.5, math.inf, -0.0, -1.0, math.nan, -math.inf))
+
+
+class TestTableWithoutZero(FormatConformance):
+    format = TableFormat(name="signs", table=(-1.0, 0.5, 1.0, -0.25), beyond=(-2.0, 2.0))

@@ -109,17 +109,18 @@ COLUMNS = (
 def table(found: Sequence[Point], width: int) -> list[tuple[str, str]]:
     """Return (text, style) lines: the formats under each other, number by number."""
     rows = []
-    before: float | None = None
+    before = ""
     for point in found:
-        rows.append(("" if point.x == before else f"{point.x:.9g}", point))
-        before = point.x
+        text = f"{point.x:.9g}"
+        rows.append(("" if text == before else text, point))
+        before = text
     return lines(fitting(COLUMNS, rows, width), [("", rows)], width)
 
 
 def _value(point: Point) -> str:
     if point.above is None or point.chance is None:
         return number(point.value)
-    return f"{number(point.value)} or {100 * point.chance:.3g} % {number(point.above)}"
+    return f"{100 - 100 * point.chance:.3g} % {number(point.value)}, {100 * point.chance:.3g} % {number(point.above)}"
 
 
 def _error(point: Point) -> str:

@@ -70,8 +70,11 @@ def _figure(formats: Sequence[Format], rounding: Rounding, saturation: Saturatio
         look = {"color": SERIES[i % len(SERIES)], "linestyle": _DASHES[i // len(SERIES)], "linewidth": 1.6}
         draw_density(density, format, look)
         _draw_curve(curve, format, formats, rounding, saturation, look)
-        _draw_steps(near_zero, format, _near_zero(formats), rounding, saturation, look)
-        _draw_near_max(near_max, format, rounding, saturation, look)
+        # Chance makes no staircase: single casts are points.
+        drawn = {"color": look["color"], "marker": ".", "markersize": 2, "linestyle": "none"}
+        steps = drawn if rounding == "stochastic" else look
+        _draw_steps(near_zero, format, _near_zero(formats), rounding, saturation, steps)
+        _draw_near_max(near_max, format, rounding, saturation, steps)
     powers_of_two(density.xaxis, density.set_xscale)
     powers_of_two(density.yaxis, density.set_yscale)
     powers_of_two(curve.xaxis, curve.set_xscale)

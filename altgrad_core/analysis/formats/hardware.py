@@ -56,7 +56,7 @@ NATIVE: dict[str, Native] = {
     "e2m3fn": _NARROW,
     "e2m1fn": _NARROW,
     "e8m0fnu": Native(
-        "as block scale: Blackwell+, MI350+",
+        _MICROSCALED.short,
         "as the scale of blocks: NVIDIA Blackwell (B200), AMD CDNA4 (MI350)",
         _MICROSCALED.source,
     ),

@@ -83,11 +83,11 @@ def _line(columns: Sequence[Column], widths: Sequence[int], cells: Sequence[str]
 
 
 def show(console: Console, text_lines: Iterable[tuple[str, str]]) -> None:
-    """Print styled lines as they are: no wrapping, no markup."""
+    """Print styled lines as they are: no wrapping, no markup, and no styles where colours are unwanted."""
     from rich.text import Text
 
     for text, style in text_lines:
-        console.print(Text(text, style=style), soft_wrap=True)
+        console.print(Text(text, style="" if console.no_color else style), soft_wrap=True)
 
 
 def folded(sentences: Iterable[str], width: int) -> list[tuple[str, str]]:

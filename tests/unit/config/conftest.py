@@ -50,6 +50,11 @@ class Delayed:
 
 
 @attrs.frozen(kw_only=True)
+class MX:
+    mode: Literal["floor", "rceil"] = "rceil"
+
+
+@attrs.frozen(kw_only=True)
 class Every:
     every: int = attrs.field(default=10, validator=attrs.validators.ge(1))
 
@@ -92,6 +97,8 @@ def _scaling(register: Any) -> None:
     register("current", _build)
     register("none", _build)
     register("delayed", _build, Delayed)
+    register("mx", _build, MX)
+    register("nvfp4", _build)
 
 
 def _probes(register: Any) -> None:

@@ -82,7 +82,7 @@ recipe.scaling = [{ kind = "delayed", history = 2 }]
          '3:43: run["{steps}"].matrix.train.steps: the key train.steps is in the matrix twice'),
         ('{ "recipe.scaling" = ["curent"] }', "{scaling}",
          '3:12: run["{scaling}"].matrix."recipe.scaling": Unknown scaling \'curent\'. Did you mean \'current\'? '
-         "Known: current, delayed, none."),
+         "Known: current, delayed, mx, none, nvfp4."),
     ],
 )  # fmt: skip
 def test_errors(errors: Callable[..., list[str]], matrix: str, name: str, expected: str) -> None:

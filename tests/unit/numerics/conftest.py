@@ -1,4 +1,4 @@
-"""What tests of the numerics share: choosing the kernel that casts on the CPU."""
+"""What tests of the numerics share: the kernel that casts on the CPU, chosen."""
 
 from __future__ import annotations
 
@@ -22,3 +22,10 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     yield use
     monkeypatch.undo()
     native.status.cache_clear()
+
+
+@pytest.fixture(params=["native", "torch"])
+def each_kernel(request: pytest.FixtureRequest, kernel: Callable[[str], None]) -> str:
+    """Run the test with each kernel."""
+    kernel(request.param)
+    return str(request.param)

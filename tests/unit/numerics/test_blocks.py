@@ -291,9 +291,9 @@ def test_mx_scales_need_a_scale_format_that_holds_them() -> None:
     own = BlockFormat(name="mine", element=E2M1, scale_format=E4M3, block=16)
     with pytest.raises(AltgradError, match=r"'e4m3fn' cannot hold; give it 'e8m0fnu'"):
         quantize(torch.ones(3), own)
+    mx = installed().get("scaling", "mx")
     with pytest.raises(AltgradError, match="'mine' are MX scales"):
-        options = installed().get("scaling", "mx").options()
-        installed().get("scaling", "mx").value(options, own)
+        mx.value(mx.options(), own)
     two_levels = BlockFormat(name="mine", element=E4M3, scale_format=get_format("e5m2"), block=4, tensor_scale=True)
     x = tensor((3, 10))
     assert torch.equal(decode_blocks(encode_blocks(x, two_levels), two_levels), quantize(x, two_levels))
@@ -316,3 +316,19 @@ def test_tiny_and_huge_tensors(name: str) -> None:
 def test_expand_is_the_inverse_of_cutting() -> None:
     x = torch.ones(3, 5) * torch.tensor([1.0, 1.0, 2.0, 2.0, 4.0])
     assert torch.equal(expand(block_amax(x, (2, 2)), x.shape, (2, 2)), x)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # the compiler's own imports warn
+@pytest.mark.parametrize("name", BLOCK_FORMATS)
+def test_compiled_in_one_graph(name: str) -> None:
+    torch.compiler.reset()
+    fmt = block_format(name)
+    modes = () if fmt.tensor_scale else MX_MODES
+
+    def every(x: Tensor) -> list[Tensor]:
+        return [quantize(x, fmt), *(block_scale(x, fmt, axis=0, mode=mode)[0] for mode in modes)]
+
+    x = tensor((33, 50))
+    compiled = torch.compile(every, fullgraph=True, dynamic=True)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(compiled(x), every(x), strict=True))

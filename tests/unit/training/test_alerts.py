@@ -3,6 +3,10 @@ from __future__ import annotations
 import json
 import math
 
+import pytest
+
+from altgrad_core.plugins import Choice
+from altgrad_core.recipes.recipe import OperandCast
 from altgrad_core.training.alerts import AlertWatch
 from altgrad_core.training.config import AlertConfig
 
@@ -43,6 +47,18 @@ def test_a_rate_warns_when_it_rises_and_names_the_worst_layer() -> None:
     assert watch.check_rates(high) == []
     assert watch.check_rates({"overflow_rate": 0.01}) == []
     assert len(watch.check_rates(high)) == 1
+
+
+@pytest.mark.parametrize(
+    ("rounding", "said"),
+    [(None, "in the FP32 master weights until"), ("nearest_even", "these updates are lost; rounding = "),
+     ("stochastic", "stochastic rounding keeps small updates on average.")],
+)  # fmt: skip
+def test_what_a_bit_stall_means_depends_on_where_the_weights_are(rounding: str | None, said: str) -> None:
+    how = None if rounding is None else OperandCast(format="e5m2", scaling=Choice("current"), rounding=rounding)
+    watch = AlertWatch(AlertConfig(bit_stall=0.5), weight_storage=how)
+    (alert,) = watch.check_rates({"bit_stall_rate": 0.9, "bit_stall_rate/a": 0.9})
+    assert said in alert.message
 
 
 def test_state_goes_on_after_resume() -> None:

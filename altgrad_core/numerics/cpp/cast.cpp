@@ -1,5 +1,5 @@
 // Casts of float32 and bfloat16 matrices to the grid of a float format, on the CPU; what kernel.py does with tensor
-// operations, in one pass over memory. Needs GCC's or Clang's vector extensions, no library. Bits equal kernel.py's.
+// operations, in one pass over memory and with the same bits.
 //
 // A matrix is worked on in chunks, which threads share out, and a chunk in tiles that stay in the first-level cache:
 //
@@ -11,40 +11,20 @@
 // then is it counted element by element.
 // Statistics are summed per chunk and the chunks added in order, so they do not depend on the number of threads.
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <vector>
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
+
+#include "lanes.h"
 
 namespace {
 
-constexpr int kLanes = 16;
-constexpr int64_t kTile = 1024;       // elements; five float tiles of 4 KiB fit in 32 KiB
+constexpr int64_t kTile = 1024;         // elements; seven buffers of 4 KiB stay in the first-level cache
 constexpr int64_t kChunk = 64 * kTile;  // elements a thread takes at a time
-constexpr int kFields = 10;           // statistics.FIELDS
+constexpr int kFields = 10;             // statistics.FIELDS
 
-typedef float F __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
-typedef uint32_t U __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
-typedef int32_t I __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
-typedef uint16_t H __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
-typedef uint16_t W __attribute__((vector_size(4 * kLanes), aligned(2), may_alias));  // two H
+// Up to so many mantissa bits the error of a cast is far above that of a float32 product with the scale.
+constexpr int kShort = 5;
 
-constexpr uint32_t kSign = 0x80000000u, kMagnitude = 0x7fffffffu, kExponent = 0x7f800000u;
-
-enum Type { kFloat32 = 0, kBFloat16 = 1 };
-enum Path { kMagic = 0, kPowers = 1, kBits = 2 };  // M >= 1 and float32 range; M = 0 likewise; float32's own subnormals
-enum Rounding { kNearestEven = 0, kNearestAway, kTowardZero, kUp, kDown, kStochastic };
 enum Saturation { kFinite = 0, kPropagate, kNone };
-
-struct Grid {
-    int32_t path, mantissa_bits, bias, is_signed, has_inf, has_nan, has_negative_zero, threshold_rounds_to_max;
-    float first_power;   // 2^(1 - bias): below it the spacing stays the same
-    float min_normal;    // 0 for fixed point
-    float min_positive, max_finite, overflow_threshold, beyond;
-};
 
 struct Draw {
     const uint32_t* keys;    // low, high of each page of 2^32 element numbers, from that of the first element
@@ -52,151 +32,6 @@ struct Draw {
     int32_t bits;
 };
 
-inline F f(U v) { return (F)v; }
-inline U u(F v) { return (U)v; }
-inline F splat(float v) { return F{} + v; }
-inline U splat(uint32_t v) { return U{} + v; }
-inline F load(const float* p) { return *(const F*)p; }
-inline U load(const uint32_t* p) { return *(const U*)p; }
-inline void store(float* p, F v) { *(F*)p = v; }
-inline float bits_to_float(uint32_t b) { float v; std::memcpy(&v, &b, 4); return v; }
-inline uint32_t float_to_bits(float v) { uint32_t b; std::memcpy(&b, &v, 4); return b; }
-inline F select(I mask, F a, F b) { return mask ? a : b; }
-inline U select(I mask, U a, U b) { return mask ? a : b; }
-
-// The second operand where either is NaN.
-inline F smaller(F a, F b) {
-#ifdef __AVX512F__
-    return (F)_mm512_min_ps((__m512)a, (__m512)b);
-#else
-    return a < b ? a : b;
-#endif
-}
-inline F larger(F a, F b) {
-#ifdef __AVX512F__
-    return (F)_mm512_max_ps((__m512)a, (__m512)b);
-#else
-    return a > b ? a : b;
-#endif
-}
-// a * b + c, rounded once or twice: only for products that are exact, and for sums of squares.
-inline F multiply_add(F a, F b, F c) {
-#ifdef __AVX512F__
-    return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#else
-    return a * b + c;
-#endif
-}
-inline U largest(U a, U b) { return a > b ? a : b; }
-inline U smallest(U a, U b) { return a < b ? a : b; }
-
-inline F widen(const uint16_t* p) { return f(__builtin_convertvector(*(const H*)p, U) << 16); }
-
-// The bits of the nearest bfloat16, ties to even; a NaN becomes the quiet one, as in torch.
-inline U narrowed(F v) {
-    U b = u(v);
-    U rounded = (b + 0x7fffu + ((b >> 16) & 1u)) >> 16;
-    return select((I)(v != v), splat(0x7fc0u), rounded);
-}
-
-// ---------------------------------------------------------------------------------------------------------- rounding
-
-// Largest power of two not above z, at least first_power, as bits.
-inline U power_bits(F z, const Grid& g) { return largest(u(z) & kExponent, splat(float_to_bits(g.first_power))); }
-
-template <int rounding>
-inline I goes_up(F fraction, I odd, U sign) {
-    if (rounding == kNearestEven) return (I)(fraction > 0.5f) | ((I)(fraction == 0.5f) & odd);
-    if (rounding == kNearestAway) return (I)(fraction >= 0.5f);
-    if (rounding == kUp) return (I)(fraction > 0.0f) & (I)(sign == 0u);
-    if (rounding == kDown) return (I)(fraction > 0.0f) & (I)(sign != 0u);
-    return I{};
-}
-
-// d = nearest even of fraction * 2^bits; up when d + (top bits of random) carries out of them.
-inline I carries(F fraction, U random, int bits) {
-    F scaled = fraction * bits_to_float((uint32_t)(127 + bits) << 23);
-    // Below 2^23 the sum with 2^23 rounds to integers; from there on a float32 is an integer, up to 2^32 - 256 of them.
-    F magic = splat(8388608.0f);
-    F whole = select((I)(scaled < magic), (scaled + magic) - magic, scaled);
-    U d = __builtin_convertvector(whole, U);
-    if (bits == 32) return (I)(d + random < random);
-    U r = random >> (uint32_t)(32 - bits);
-    return (I)(d + r >= splat(1u << bits));
-}
-
-// By arithmetic on z in units of the grid's spacing at z, where p is the power of two below.
-template <int path, int rounding>
-inline F round_units(F z, U p, U sign, U random, int bits, const Grid& g) {
-    U m = splat((uint32_t)g.mantissa_bits << 23);
-    F units = z * f(splat(254u << 23) + m - p);
-    // Truncation: 0 <= units < 2^22, or NaN, which the unit multiplies to NaN below.
-    F whole = __builtin_convertvector(__builtin_convertvector(select((I)(units == units), units, F{}), I), F);
-    F fraction = units - whole;
-    // The code's parity, for M = 0, where the code is the exponent field; 0 below the first power.
-    I odd = (I)((((p >> 23) + (uint32_t)(g.bias - 127)) & 1u) == 1u) & (I)(whole != 0.0f);
-    I up = rounding == kStochastic ? carries(fraction, random, bits)
-                                   : goes_up<rounding>(fraction, odd, sign);
-    F q = (whole + select(up, splat(1.0f), F{})) * f(p - m);
-    return select((I)(units == units), q, z);
-}
-
-// Drops the last `drop` bits of b: up when they, to `bits` bits, plus the top bits of random carry, as in carries().
-inline U round_bits_stochastically(U b, U random, int bits, uint32_t drop) {
-    U mask = splat((1u << drop) - 1u);
-    if (bits >= (int)drop) return (b + (random >> (32 - drop))) & ~mask;
-    uint32_t s = drop - (uint32_t)bits, unit = 1u << drop;
-    U low = b & mask;
-    U d = (low + ((1u << (s - 1)) - 1u) + ((low >> s) & 1u)) >> s;
-    return (b - low) + select((I)(d + (random >> (uint32_t)(32 - bits)) >= (1u << bits)), splat(unit), splat(0u));
-}
-
-inline bool any(I mask) {
-#ifdef __AVX512F__
-    return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
-#else
-    int32_t found = 0;
-    for (int l = 0; l < kLanes; ++l) found |= mask[l];
-    return found != 0;
-#endif
-}
-
-// Magnitudes z (at most beyond, or NaN) to magnitudes of the grid.
-template <int path, int rounding>
-inline F round_magnitude(F z, U sign, U random, int bits, const Grid& g) {
-    if (path == kBits) {
-        uint32_t drop = 23 - g.mantissa_bits;
-        if (drop == 0) return z;
-        U b = u(z), mask = splat((1u << drop) - 1u), low = b & mask, kept = b - low;
-        uint32_t half = 1u << (drop - 1), unit = 1u << drop;
-        U up;
-        if (rounding == kNearestEven) up = (b + (half - 1u) + ((b >> drop) & 1u)) & ~mask;
-        else if (rounding == kNearestAway) up = (b + half) & ~mask;
-        else if (rounding == kTowardZero) up = kept;
-        else if (rounding == kStochastic) {
-            return select((I)(z != z), z, f(round_bits_stochastically(u(z), random, bits, drop)));
-        } else {
-            I away = (I)(low != 0u) & (rounding == kUp ? (I)(sign == 0u) : (I)(sign != 0u));
-            up = kept + select(away, splat(unit), splat(0u));
-        }
-        return select((I)(z != z), z, f(up));
-    }
-    U p = power_bits(z, g);
-    if (path == kMagic && rounding == kNearestEven) {
-        // The sum's spacing is one unit: the addition itself rounds, ties to even.
-        float c = bits_to_float((uint32_t)(127 + 23 - g.mantissa_bits) << 23) * 1.5f;
-        F sum = multiply_add(f(p), splat(c), z);
-        return multiply_add(f(p), splat(-c), sum);
-    }
-    if (path == kMagic && rounding == kStochastic) {
-        // From the first power on the fraction is the last bits; below, which is rare, it takes arithmetic.
-        F q = f(round_bits_stochastically(u(z), random, bits, (uint32_t)(23 - g.mantissa_bits)));
-        I below = (I)(z < g.first_power);
-        if (any(below)) q = select(below, round_units<path, rounding>(z, p, sign, random, bits, g), q);
-        return select((I)(z != z), z, q);
-    }
-    return round_units<path, rounding>(z, p, sign, random, bits, g);
-}
 template <int path, int rounding>
 void round_tile(const float* y, const uint32_t* random, int bits, float* q, int64_t n, const Grid& g) {
     F bound = splat(g.beyond);
@@ -374,27 +209,6 @@ void count_small(const float* x, const float* q, int64_t n, const Grid& g, Count
     for (int l = 0; l < kLanes; ++l) { c.field[2] += vanished[l]; c.field[3] += subnormal[l]; }
 }
 
-inline uint32_t largest_of(U v) {
-#ifdef __AVX512F__
-    return _mm512_reduce_max_epu32((__m512i)v);
-#else
-    uint32_t most = 0;
-    for (int l = 0; l < kLanes; ++l) most = v[l] > most ? v[l] : most;
-    return most;
-#endif
-}
-inline uint32_t smallest_of(U v) { return ~largest_of(~v); }
-
-inline double total(F v) {
-    typedef double D __attribute__((vector_size(8 * kLanes / 2)));
-    typedef float G __attribute__((vector_size(4 * kLanes / 2)));
-    G low, high;
-    std::memcpy(&low, &v, sizeof low);
-    std::memcpy(&high, (const char*)&v + sizeof low, sizeof high);
-    D sum = __builtin_convertvector(low, D) + __builtin_convertvector(high, D);
-    return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
-}
-
 // The magnitudes of a tile.
 struct Range {
     uint32_t max, min;
@@ -512,7 +326,7 @@ void count_tile(const Work& w, int64_t row, int64_t column, int64_t n, Tiles& t,
     Range range(sums);
     if (range.max == 0) return;
     bool usual = range.max < kExponent && squares_fit(range.amax(), g) && w.saturation != kNone &&
-                 (w.exact_scale || g.mantissa_bits <= 7);
+                 (w.exact_scale || g.mantissa_bits <= kShort);
     if (usual) {
         c.field[6] = std::fmax(c.field[6], (double)range.amax());
         c.field[7] = std::fmin(c.field[7], (double)range.amin());
@@ -729,7 +543,7 @@ void cast_tile_in_registers(const Work& w, CastRun run, RoundTile round, int64_t
         c.field[0] += whole;
         return;
     }
-    bool one = !w.block_columns, usual = range.max < kExponent && (w.exact_scale || g.mantissa_bits <= 7);
+    bool one = !w.block_columns, usual = range.max < kExponent && (w.exact_scale || g.mantissa_bits <= kShort);
     float amax = one ? range.amax() * *w.inverse : range.amax();
     if (!usual || !squares_fit(amax, g)) {
         scale_tile(w, row, column, whole, t);
