@@ -24,6 +24,7 @@ lint: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/make_configuration.py
+	$(BIN)/python docs/make_pictures.py
 	$(BIN)/python -m pytest tests/docs
 
 bench: $(VENV)/.installed-dev

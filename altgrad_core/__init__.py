@@ -15,18 +15,25 @@ if TYPE_CHECKING:
     from altgrad_core.analysis.runs import Run, load_run
     from altgrad_core.api import run
     from altgrad_core.numerics.cast import quantize
-    from altgrad_core.numerics.formats import FloatFormat, Format
+    from altgrad_core.numerics.codes import decode, encode
+    from altgrad_core.numerics.formats import BlockFormat, FloatFormat, Format, TableFormat
     from altgrad_core.numerics.registry import get_format
+    from altgrad_core.numerics.stochastic import Draw
     from altgrad_core.recipes.convert import ConversionSummary, convert
     from altgrad_core.recipes.recipe import Recipe
 
 _LAZY = {
+    "BlockFormat": "altgrad_core.numerics.formats",
     "ConversionSummary": "altgrad_core.recipes.convert",
+    "Draw": "altgrad_core.numerics.stochastic",
     "FloatFormat": "altgrad_core.numerics.formats",
     "Format": "altgrad_core.numerics.formats",
     "Recipe": "altgrad_core.recipes.recipe",
     "Run": "altgrad_core.analysis.runs",
+    "TableFormat": "altgrad_core.numerics.formats",
     "convert": "altgrad_core.recipes.convert",
+    "decode": "altgrad_core.numerics.codes",
+    "encode": "altgrad_core.numerics.codes",
     "get_format": "altgrad_core.numerics.registry",
     "load_run": "altgrad_core.analysis.runs",
     "quantize": "altgrad_core.numerics.cast",
@@ -35,13 +42,18 @@ _LAZY = {
 
 __all__ = [
     "AltgradError",
+    "BlockFormat",
     "ConversionSummary",
+    "Draw",
     "FloatFormat",
     "Format",
     "Recipe",
     "Run",
     "RunFailed",
+    "TableFormat",
     "convert",
+    "decode",
+    "encode",
     "get_format",
     "hookimpl",
     "load_run",

@@ -156,7 +156,7 @@ def main() -> int:
                 "seconds": round(seconds, 1),
             }
             counts = ", ".join(f"{key}: {count}" for key, count in differences.items())
-            print(f"\r{name:12} {inputs} inputs, differences {counts}; {seconds:.0f} s")
+            print(f"\r{name:12} {inputs} inputs, differences {counts}; {seconds:.0f} s", flush=True)
             arguments.output.parent.mkdir(parents=True, exist_ok=True)
             text = json.dumps({"machine": machine(), "formats": report}, indent=2)
             arguments.output.write_text(text + "\n")

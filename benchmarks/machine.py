@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -38,8 +39,18 @@ def machine() -> dict[str, object]:
         "cores": os.cpu_count(),
         "simd": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
+        "kernels": kernel_digest(),
         **{name: importlib.metadata.version(name) for name in ("altgrad", "torch", "numpy", "ml_dtypes", "gfloat")},
     }
+
+
+def kernel_digest() -> str:
+    """Return the beginning of a hash of the kernels' sources: results with another one are of other code."""
+    folder, digest = Path(native.__file__).parent, hashlib.sha256()
+    names = ("cast.py", "native_cast.py", "kernel.py", "roundings.py", "native.py")
+    for path in (*sorted(folder.rglob("*.cpp")), *sorted(folder.rglob("*.h")), *(folder / name for name in names)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def use_kernel(name: str) -> None:

@@ -13,6 +13,7 @@ from altgrad_core.experiments.runfile import DEFAULTS
 from altgrad_core.experiments.schema import RunConfig
 from altgrad_core.plugins import Choice, NoOptions, installed
 from altgrad_core.recipes.recipe import OperandCast, Override, Recipe
+from altgrad_core.recipes.resolve import resolve_recipe
 from altgrad_core.training.config import AlertConfig, CheckpointConfig, TrainConfig
 
 HEAD = """# Every key of experiments.toml
@@ -27,9 +28,32 @@ Probes that are not named run with their defaults; `shadow = false` switches one
 to all runs.
 """
 
-RECIPES = """A recipe is a name (`bf16`, `fp32`, `hybrid`, any format: all three operands in it) or a table. `base = "e5m2"` starts from a named
-recipe and changes what the table says; `scaling`, `rounding` and `saturation` in the table hold for every operand that does not say
-otherwise itself; an operand is the name of a format or a table of its own.
+RECIPES = """A recipe is a name (one of those below, or any format: all three operands in it) or a table. `base = "e5m2"` starts from a named
+recipe and changes what the table says. What is cast is the name of a format or a table of its own (see [A cast](#a-cast)).
+`scaling`, `rounding`, `saturation` and `random_bits` in the recipe's table hold for every operand, and for `gradient`, that does not say
+otherwise itself; `weight_storage`, `optimizer_state` and `saved_activations` say theirs themselves.
+"""
+
+CASTS = """An operand, `gradient`, `weight_storage` or `saved_activations`: `"e5m2"`, or a table with these keys. Without `scaling` a block
+format (`mxfp8_e4m3`, `nvfp4`) brings its own, a format with the range of FP32 (`bf16`) has none, and any other is scaled by its current
+amax. `weight_storage` needs scales that are powers of two ([why](decisions/0005-weights-without-a-master-copy.md)),
+`saved_activations` scales without a history.
+"""
+
+STATE = """One cast for all of the optimizer's tensors that have the shape of their parameter, or one for each that is named as torch
+names it; what is not named is kept as it is ([what to choose](decisions/0006-optimizer-state.md)):
+
+```toml
+[[run]]
+name = "one-for-all"
+recipe = { base = "bf16", optimizer_state = { format = "mxfp8_e4m3", rounding = "stochastic" } }
+[[run]]
+name = "each-its-own"
+recipe = { base = "bf16", optimizer_state = { exp_avg = "mxfp8_e4m3", exp_avg_sq = "bf16" } }
+```
+
+Both together: `format` with its `scaling`, `rounding`, ... holds for all that are not named. Without `format`, `scaling` and the rest hold for
+those that are.
 """
 
 
@@ -86,6 +110,24 @@ def plugin_tables(kind: str) -> str:
     return "\n\n".join(parts)
 
 
+def named_recipes() -> str:
+    """Return the registered recipes as a table."""
+    lines = ["| name | casts | the rest in |", "| --- | --- | --- |"]
+    for name in installed().names("recipe"):
+        extension = installed().get("recipe", name)
+        if extension.plugin.startswith("altgrad_"):
+            recipe = resolve_recipe(name)
+            casts = [f"{key} `{cast.format}` ({_how(cast)})" for key, cast in recipe.all_casts().items()]
+            lines.append(f"| `{name}` | {', '.join(casts) or 'nothing'} | {recipe.compute} |")
+    return "\n".join(lines)
+
+
+def _how(cast: OperandCast) -> str:
+    options = attrs.asdict(cast.scaling.options)
+    block = f" {options['rows']}x{options['columns']}" if "rows" in options else ""
+    return f"{cast.scaling.kind}{block}{'' if cast.rounding == 'nearest_even' else f', {cast.rounding}'}"
+
+
 def page() -> str:
     """Return the whole page."""
     sections = [
@@ -98,7 +140,9 @@ def page() -> str:
         f"### `checkpoint.backend`\n\n{plugin_tables('checkpoint')}",
         f"## `alerts`\n\n{table(AlertConfig)}",
         f"## `recipe`\n\n{RECIPES}\n{table(Recipe)}",
-        f"### An operand\n\n{table(OperandCast)}",
+        f"### Named recipes\n\n{named_recipes()}",
+        f"### A cast\n\n{CASTS}\n{table(OperandCast)}",
+        f"### `optimizer_state`\n\n{STATE}",
         f"### `scaling`\n\n{plugin_tables('scaling')}",
         f"### An override\n\n{table(Override)}",
         f"## `model`\n\n{plugin_tables('model')}",

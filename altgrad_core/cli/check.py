@@ -47,6 +47,10 @@ def check(
     console.print(f"{experiment.path}: experiment {experiment.name}, runs: {len(experiment.runs)}, {baseline}")
     console.print(plan_table(experiment, sizes), soft_wrap=False)
     console.print("\n".join(_details(experiment, sizes)), markup=False)
+    if sizes:
+        from altgrad_core.experiments.environment import cast_kernel
+
+        console.print(f"Casts on the CPU: {cast_kernel()}", markup=False)
     console.print(f"Plugins: {_plugins_text(needed(experiment, plugins))}", markup=False)
     for row in plugins.rows:
         if row.status != "ok":
@@ -65,7 +69,13 @@ def _sizes(experiment: Experiment, plugins: Plugins) -> dict[str, PlannedSize]:
             f"{experiment.path} itself is right, but its data is not: {error}\n"
             "Mend that, or see the rest of the plan with --no-data."
         ) from error
-    return {run.name: measure(run, plugins, data[run.name]) for run in experiment.runs}
+    sizes = {}
+    for run in experiment.runs:
+        try:
+            sizes[run.name] = measure(run, plugins, data[run.name])
+        except AltgradError as error:
+            raise AltgradError(f"{experiment.path}: the run '{run.name}' cannot train: {error}") from error
+    return sizes
 
 
 def plan_table(experiment: Experiment, sizes: dict[str, PlannedSize]) -> Table:

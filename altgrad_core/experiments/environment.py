@@ -14,6 +14,7 @@ import torch
 
 from altgrad_core.errors import AltgradError
 from altgrad_core.files import write_whole
+from altgrad_core.numerics.native import status
 
 _PACKAGES = ("altgrad", "torch", "numpy", "tiktoken", "safetensors", "attrs", "cattrs", "pluggy")
 
@@ -46,10 +47,18 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cpu_threads": torch.get_num_threads(),
         "git_commit": _git_commit(),
     }
-    if device.type == "cuda":
+    if device.type == "cpu":
+        facts["cast_kernel"] = cast_kernel()
+    else:
         facts["cuda"] = torch.version.cuda
         facts["device_memory_gib"] = round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1)
     return facts
+
+
+def cast_kernel() -> str:
+    """Return which kernel casts on the CPU, and why when it is the slow one; the first call on a machine compiles it."""
+    kernel = status()
+    return "native" if kernel.native else f"torch operations, because: {kernel.reason}"
 
 
 def record_environment(path: Path, facts: dict[str, Any]) -> list[str]:

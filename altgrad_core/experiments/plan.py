@@ -64,15 +64,20 @@ def open_data(configs: Sequence[RunConfig], plugins: Plugins, workspace: Workspa
 
 
 def measure(config: RunConfig, plugins: Plugins, data: TokenData) -> PlannedSize:
-    """Return the size of a run: its model is built on the meta device and converted, no weight is allocated."""
+    """Return the size of a run: its model is built on the meta device and converted, no weight is allocated.
+
+    Raises ``AltgradError`` for a recipe that does not go with the model or the optimizer.
+    """
     import torch
 
     from altgrad_core.recipes.convert import convert
+    from altgrad_core.recipes.step_casts import check_step_casts
 
     with torch.device("meta"):
         model = plugins.get("model", config.model.kind).value(config.model.options, data.vocab_size)
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         _, summary = convert(model, config.recipe)
+        check_step_casts(model, config.recipe)
     state = parameters * (2 * FP32_BYTES + _optimizer_bytes(config, plugins))
     return PlannedSize(
         parameters=parameters,
@@ -86,14 +91,19 @@ def measure(config: RunConfig, plugins: Plugins, data: TokenData) -> PlannedSize
 
 
 def _optimizer_bytes(config: RunConfig, plugins: Plugins) -> float:
-    """Return the optimizer's bytes a parameter, measured on a step of a small layer."""
+    """Return the optimizer's bytes a parameter, measured on a step of a small layer; its state is cast as in the run."""
     import torch
+
+    from altgrad_core.recipes.control import CastControl
+    from altgrad_core.recipes.optimizer_state import OptimizerStateCast
 
     layer = torch.nn.Linear(16, 16, bias=False)
     build = plugins.get("optimizer", config.train.optimizer.kind).value
     optimizer = build(config.train.optimizer.options, layer, config.train.learning_rate, config.train.weight_decay)
     layer.weight.grad = torch.zeros_like(layer.weight)
     optimizer.step()
+    if config.recipe.optimizer_state is not None:
+        OptimizerStateCast(layer, optimizer, config.recipe.optimizer_state, CastControl())()
     tensors = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
     return sum(t.numel() * t.element_size() for t in tensors if t.dim() > 0) / layer.weight.numel()
 

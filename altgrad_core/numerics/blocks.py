@@ -40,6 +40,7 @@ from altgrad_core.numerics.blockwise import Block, expand
 from altgrad_core.numerics.cast import cast, quantize
 from altgrad_core.numerics.codes import decode, encode
 from altgrad_core.numerics.formats import BlockFormat, FloatFormat, Format
+from altgrad_core.numerics.kernel import grid_of
 from altgrad_core.numerics.modes import MX_MODES, MXMode
 from altgrad_core.numerics.registry import get_format
 from altgrad_core.numerics.scaling import MAX_SCALE, MIN_SCALE, power_of_two_from, usable
@@ -75,7 +76,8 @@ def top_mantissa_bits(format: Format) -> int:
     """Return how many mantissa bits the values in the binade of ``max_finite`` have."""
     emax = math.frexp(format.max_finite)[1] - 1
     if isinstance(format, FloatFormat):
-        return format.mantissa_bits - max(0, format.min_exponent - emax)
+        grid = grid_of(format)  # whose numbers are constants to the compiler, too; it gets a shift by others wrong
+        return grid.mantissa_bits - max(0, 1 - grid.bias - emax)
     binade = [math.ldexp(abs(v), -emax) for v in format.values() if 2.0**emax <= abs(v) <= format.max_finite]
     return max(significand.as_integer_ratio()[1].bit_length() - 1 for significand in binade)
 

@@ -183,6 +183,7 @@ def cast(
     wide = x.to(work)
     scale = _traceable(scale, x)
     inverse = inverse_scale(scale)
+    scale = scale if isinstance(scale, Tensor) else _float32(scale)
     if block is not None:
         assert isinstance(inverse, Tensor)
         assert isinstance(scale, Tensor)

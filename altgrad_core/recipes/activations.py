@@ -97,7 +97,7 @@ class SavedActivations:
             self._exempt.add(output)
 
 
-class _Exempt(TorchDispatchMode):
+class _Exempt(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Watches the forward pass for tensors that are no activations, and knows them by their memory.
 
     What autograd saves comes without its history, so that a BF16 copy of a weight could not be told from an activation
@@ -105,7 +105,7 @@ class _Exempt(TorchDispatchMode):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._storages: dict[int, torch.UntypedStorage] = {}
         self.add(tuple(model.parameters()))
 

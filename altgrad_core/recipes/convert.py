@@ -41,7 +41,7 @@ class ConversionSummary:
     layers: tuple[LayerReport, ...]
     """Every linear layer, in the order of ``model.named_modules()``."""
     unused_overrides: tuple[str, ...]
-    """Patterns of overrides that matched no layer."""
+    """Patterns of overrides that matched no linear layer, nor, with ``weight_storage``, another with a matrix."""
 
     @property
     def converted(self) -> list[str]:
@@ -66,11 +66,12 @@ def convert(model: nn.Module, recipe: str | Mapping[str, Any] | Recipe) -> tuple
     Every module that is exactly an ``nn.Linear`` becomes a ``CastLinear``: the same object with the same parameters,
     hooks and ``state_dict`` keys (a policy with state, such as delayed scaling, adds buffers of its own). Subclasses of
     ``nn.Linear`` are left alone, since they may compute something else. ``recipe`` is a name (``"e5m2"``, ``"hybrid"``,
-    any format), a table as in ``experiments.toml``, or a ``Recipe``. The recipe's ``compute`` and ``gradient`` are
-    not the layers' business: run the model under ``torch.autocast`` and cast gradients where you call the optimizer.
+    any format), a table as in ``experiments.toml``, or a ``Recipe``. The rest of a recipe is not the layers' business: run
+    the model under ``torch.autocast`` where it says ``compute = "bf16"``, and give it to
+    ``altgrad_core.recipes.step_casts.StepCasts``, which casts gradients, stored weights, optimizer state and saved
+    activations in a training loop of your own, and is where stochastic rounding gets its seed and step.
     Gradients of gradients are refused. A layer that activation checkpointing computes twice casts and counts
-    twice, and with stochastic rounding draws twice. In a training loop of your own, ``control_of(model)`` is where to set
-    the ``seed`` of stochastic rounding and to say ``begin_step(step)``.
+    twice, and with stochastic rounding draws twice.
 
     Raises ``AltgradError`` when the model is already converted, or the recipe does not exist.
     """
@@ -80,12 +81,13 @@ def convert(model: nn.Module, recipe: str | Mapping[str, Any] | Recipe) -> tuple
         recipe = resolve_recipe(recipe)
     control = CastControl()
     reports, used = [], set()
+    stores = any(each.weight_storage is not None for each in (recipe, *(o.recipe for o in recipe.overrides)))
     for name, module in list(model.named_modules()):
+        override = next((o for o in recipe.overrides if fnmatch.fnmatchcase(name, o.match)), None)
+        if override is not None and (isinstance(module, nn.Linear) or (stores and _has_matrix(module))):
+            used.add(override.match)
         if not isinstance(module, nn.Linear):
             continue
-        override = next((o for o in recipe.overrides if fnmatch.fnmatchcase(name, o.match)), None)
-        if override is not None:
-            used.add(override.match)
         applied = recipe if override is None else override.recipe
         reason = _reason_to_skip(module, applied)
         if not reason:
@@ -103,6 +105,10 @@ def convert(model: nn.Module, recipe: str | Mapping[str, Any] | Recipe) -> tuple
         )
     unused = tuple(o.match for o in recipe.overrides if o.match not in used)
     return model, ConversionSummary(recipe=recipe.name, layers=tuple(reports), unused_overrides=unused)
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    return any(parameter.dim() >= 2 for parameter in module.parameters(recurse=False))
 
 
 def _reason_to_skip(module: nn.Linear, recipe: Recipe) -> str:

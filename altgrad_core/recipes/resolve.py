@@ -23,7 +23,7 @@ import attrs
 from altgrad_core.errors import AltgradError, nearest, unknown
 from altgrad_core.plugins import Choice, Plugins, installed
 from altgrad_core.recipes.recipe import OPERANDS, STATES, Backend, Compute, OperandCast, Override, Recipe
-from altgrad_core.recipes.resolve_cast import HOW, CastResolver, cast_table, check_random_bits, state_table
+from altgrad_core.recipes.resolve_cast import CAST_KEYS, HOW, CastResolver, cast_table, check_random_bits, state_table
 from altgrad_core.spelling import shown
 from altgrad_core.structure import Collector, Problem, StructureError, structure
 
@@ -179,19 +179,25 @@ class _Resolver(CastResolver):
 def _name(recipe: Recipe, base: Recipe, table: Mapping[str, Any]) -> str:
     """Return a name that tells the recipe apart: ``e5m2, scaling delayed``, or ``e4m3fn/e4m3fn/e5m2``."""
     if "base" in table:
-        changes = [base.name]
-        for key in (key for key in _KEYS if key in table and key not in ("name", "base")):
-            value = table[key]
-            if isinstance(value, Choice):
-                value = value.kind
-            elif isinstance(value, Mapping):
-                value = value.get("kind", value.get("format", "changed"))
-            elif not isinstance(value, str):
-                value = "changed"
-            changes.append(f"{key} {value}")
-        return ", ".join(changes)
+        keys = [key for key in _KEYS if key in table and key not in ("name", "base")]
+        return ", ".join([base.name, *(f"{key} {_said(table[key])}" for key in keys)])
     casts = recipe.casts()
     formats = [casts[name].format if name in casts else "-" for name in OPERANDS]
     name = recipe.compute if not casts else formats[0] if len(set(formats)) == 1 else "/".join(formats)
-    others = [f"{key} {cast.format}" for key, cast in recipe.all_casts().items() if key not in OPERANDS]
-    return ", ".join([name, *others])
+    others = {key: cast for key, cast in recipe.all_casts().items() if key not in OPERANDS}
+    return ", ".join([name, *(f"{key} {_said(cast_table(cast))}" for key, cast in others.items())])
+
+
+def _said(value: Any) -> str:
+    """Return the words that tell a value of a recipe's table apart: ``delayed``, ``e5m2 stochastic``, ``changed``."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Choice):
+        return value.kind
+    if not isinstance(value, Mapping):
+        return "changed"
+    if "kind" in value:
+        return str(value["kind"])
+    words = [str(value[key]) for key in ("format", "rounding") if value.get(key, "nearest_even") != "nearest_even"]
+    words += [f"{key} {_said(inner)}" for key, inner in value.items() if key not in CAST_KEYS]
+    return " ".join(words) or "changed"

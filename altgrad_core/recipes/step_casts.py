@@ -30,6 +30,13 @@ from altgrad_core.recipes.recipe import Recipe
 from altgrad_core.recipes.weights import WeightStorage
 
 
+def check_step_casts(model: nn.Module, recipe: Recipe) -> None:
+    """Raise the ``AltgradError`` that ``StepCasts`` would raise for scalings that do not go with what they scale."""
+    WeightStorage(model, recipe, CastControl())
+    if recipe.saved_activations is not None:
+        SavedActivations(model, recipe.saved_activations, CastControl())
+
+
 class StepCasts:
     """The casts of gradients, weights, optimizer state and saved activations, as far as the recipe has them.
 

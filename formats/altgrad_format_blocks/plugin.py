@@ -15,7 +15,7 @@ def _mx(name: str, element: Format, note: str = "") -> BlockFormat:
         element=element,
         scale_format=E8M0FNU,
         block=32,
-        source=f"OCP MX 1.0, 5.2: {name.upper().split('_')[0]}",
+        source=f"OCP MX 1.0, concrete formats: {name.upper().split('_')[0]}",
         note=note,
     )
 

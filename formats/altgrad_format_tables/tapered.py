@@ -10,7 +10,7 @@ _TAKUM_BITS = 12
 
 
 def posit(code: int, bits: int) -> float:
-    """Return the value of a posit (Standard for Posit Arithmetic 2022, 4: two exponent bits); NaN for NaR.
+    """Return the value of a posit (Standard for Posit Arithmetic, 2022: two exponent bits); NaN for NaR.
 
     With the sign bit s, the regime r (k ones then a zero: k - 1; k zeros then a one: -k), the exponent e and the
     fraction f, of which bits that are cut off are zero: ((1 - 3s) + f) * 2^((1 - 2s) * (4r + e + s)).
@@ -30,7 +30,7 @@ def posit(code: int, bits: int) -> float:
 
 
 def takum_fields(code: int, bits: int) -> tuple[int, int, float]:
-    """Return a takum's sign bit S, characteristic c in -255..254 and fraction f in [0, 1) (arXiv 2404.18603, 3)."""
+    """Return a takum's sign bit S, characteristic c in -255..254 and fraction f in [0, 1) (arXiv 2404.18603)."""
     width = max(bits, _TAKUM_BITS)
     padded = code << (width - bits)
     sign = padded >> (width - 1)
@@ -60,7 +60,7 @@ def takum(code: int, bits: int) -> float:
 
 
 def linear_takum(code: int, bits: int) -> float:
-    """Return the value of a linear takum, ((1 - 3S) + f) * 2^((-1)^S (c + S)) (arXiv 2408.10594, 2); NaN for NaR."""
+    """Return the value of a linear takum, ((1 - 3S) + f) * 2^((-1)^S (c + S)) (arXiv 2408.10594); NaN for NaR."""
     if code == 0:
         return 0.0
     if code == 1 << (bits - 1):

@@ -14,7 +14,7 @@ and per parameter of any kind:
 
 | metric | definition | unit |
 | --- | --- | --- |
-| ``zero_update_frac`` | elements whose stored value (FP32 master, or cast ``weight_storage``) stays the same / elements | fraction |
+| ``zero_update_frac`` | elements whose stored value (FP32, or ``weight_storage``) stays the same / elements | fraction |
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from altgrad_core.analysis.runs import load_run
 from altgrad_core.analysis.series import Series, layers_by_step, smoothing_width
 from altgrad_core.analysis.settings import recipe_rows
 from altgrad_core.errors import AltgradError, RunFailed
+from altgrad_core.recipes.resolve import recipe_table, resolve_recipe
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "col"}
 OVER_STEPS = [
@@ -301,3 +302,14 @@ def test_the_recipe_in_the_forms_it_may_have() -> None:
     assert made["rows"][2] == ("grad_output", "bf16, not cast", "", "", "")
     assert [row[0] for row in made["rows"]] == ["input", "weight", "grad_output"]  # a gradient only where it is cast
     assert made["overrides"] == [("lm_head", "x (input e3m4)")]
+
+
+def test_the_rows_of_what_a_step_leaves_behind() -> None:
+    long = recipe_table(resolve_recipe("e5m2-pure"))
+    rows = {row[0]: row[1:] for row in recipe_rows(long)["rows"]}
+    assert rows["weight_storage"] == ("e5m2", "current (power of two, margin 0)", "stochastic", "finite")
+    assert list(rows)[3:] == ["gradient", "weight_storage", "optimizer_state", "saved_activations"]
+    apart = recipe_table(resolve_recipe({"optimizer_state": {"exp_avg": "bf16", "exp_avg_sq": "fp16"}}))
+    rows = {row[0]: row[1] for row in recipe_rows(apart)["rows"]}
+    assert (rows["optimizer_state.exp_avg"], rows["optimizer_state.exp_avg_sq"]) == ("bf16", "fp16")
+    assert "optimizer_state" not in rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -135,3 +136,34 @@ def test_plugins_table_and_one() -> None:
     assert one[1:3] == ["  optimizer adamw", "    beta1: float = 0.9"]
     with pytest.raises(AltgradError, match=r"Unknown plugin 'altgrad_adam'. Did you mean 'altgrad_adamw'"):
         _invoke("plugins", "altgrad_adam")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ('{ weight_storage = "nvfp4" }', "weight_storage of 'token_embedding.weight' needs scales that are powers of two"),
+        ('{ saved_activations = { format = "e5m2", scaling = "delayed" } }', "saved_activations cannot be scaled by"),
+        ('{ optimizer_state = { exp_avg = "e5m2", momentum = "e5m2" } }',
+         "Unknown tensor of AdamW for recipe.optimizer_state 'momentum'. Known: exp_avg, exp_avg_sq."),
+    ],
+)  # fmt: skip
+def test_a_recipe_that_does_not_go_with_model_or_optimizer(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, said: str
+) -> None:
+    monkeypatch.setenv("ALTGRAD_CACHE", str(cache))
+    path = tmp_path / "experiments.toml"
+    path.write_text(TEXT + f'[[run]]\nname = "wrong"\nrecipe = {recipe}\n')
+    with pytest.raises(AltgradError, match=re.escape("the run 'wrong' cannot train: " + said)):
+        _invoke("check", str(path), ALTGRAD_CACHE=str(cache))
+
+
+def test_the_example_of_low_precision_states() -> None:
+    path = Path(__file__).parents[3] / "examples" / "low_precision_states.toml"
+    experiment = load_experiment(path)
+    assert [run.name for run in experiment.runs] == [
+        "bf16", "weights-nearest_even", "weights-stochastic", "optimizer-nearest_even", "optimizer-stochastic",
+        "moments-apart", "activations", "e5m2-pure",
+    ]  # fmt: skip
+    said = recipe_text(experiment.runs[5].recipe)
+    assert 'optimizer_state.exp_avg mxfp8_e5m2 (mx mode="rceil", stochastic)' in said
+    assert "optimizer_state.exp_avg_sq binary8p4uf (blockwise " in said

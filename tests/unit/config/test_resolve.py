@@ -276,3 +276,8 @@ def test_states_are_in_the_name(plugins: Plugins) -> None:
     spec = {"weight_storage": "e5m2", "optimizer_state": {"format": "e4m3fn", "exp_avg_sq": "bf16"}}
     recipe = resolve_recipe(spec, plugins=plugins)
     assert recipe.name == "bf16, weight_storage e5m2, optimizer_state e4m3fn, optimizer_state.exp_avg_sq bf16"
+    named = {"format": "e5m2", "rounding": "stochastic"}
+    spec = {"base": "hybrid", "weight_storage": named, "optimizer_state": {"exp_avg": named, "exp_avg_sq": "bf16"}}
+    assert resolve_recipe(spec, plugins=plugins).name == (
+        "hybrid, weight_storage e5m2 stochastic, optimizer_state exp_avg e5m2 stochastic exp_avg_sq bf16"
+    )

@@ -25,10 +25,11 @@ from altgrad_core.numerics.stochastic import Draw
 from altgrad_core.numerics.sums import moments, products, update_counts
 
 INF, NAN = float("inf"), float("nan")
-FORMATS = (
-    "e5m2 e4m3fn e4m3 e4m3fnuz e4m3b11fnuz e2m1fn bf16 fp16 tf32 fp32 e0m7 e1m6f e7m0f e6m1f e7m8 e8m3 e2m5fnuz e5m10fn "
-    "binary8p1se binary8p3se binary8p3ue binary8p4uf odd"
-).split(" ")
+FORMATS = [
+    *("e5m2", "e4m3fn", "e4m3", "e4m3fnuz", "e4m3b11fnuz", "e2m1fn", "bf16", "fp16", "tf32", "fp32", "e0m7", "e1m6f"),
+    *("e7m0f", "e6m1f", "e7m8", "e8m3", "e2m5fnuz", "e5m10fn", "binary8p1se", "binary8p3se", "binary8p3ue"),
+    *("binary8p4uf", "odd"),
+]
 ODD = FloatFormat(name="odd", exponent_bits=6, mantissa_bits=0, specials="none", bias=30)
 
 

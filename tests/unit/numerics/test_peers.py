@@ -158,11 +158,11 @@ def spells(name: str) -> bool:
 
 
 def sample() -> list[str]:
-    """Names for the quick run: a spread over the grammar, the eight 8-bit splits, and what is registered."""
+    """Names for the quick run: a spread over the grammar, its extremes, the 8-bit splits, and what is registered."""
     splits = [f"e{e}m{7 - e}f" for e in range(8)]
     registered = [name for name in format_names() if spells(name) and float_format(name).bits <= 16]
     narrow = [name for name in grammar() if float_format(name).bits <= 11]
-    return sorted({*splits, *registered, *narrow[::9]})
+    return sorted({*splits, *registered, *narrow[::9], "e1m0", "e11m0fn", "binary13p2se"})
 
 
 def points(f: FloatFormat) -> Tensor:
@@ -252,6 +252,27 @@ def check_against_reference(f: FloatFormat, limit: int) -> None:
 @pytest.mark.parametrize("name", sample())
 def test_every_mode_against_the_scalar_reference(name: str) -> None:
     check_against_reference(float_format(name), 60)
+
+
+CUSTOM = [
+    FloatFormat(name="all values above 1", exponent_bits=4, mantissa_bits=3, bias=-60),
+    FloatFormat(name="down to float32's smallest", exponent_bits=4, mantissa_bits=3, specials="fn", bias=146),
+    FloatFormat(name="up to float32's largest", exponent_bits=5, mantissa_bits=2, specials="none", bias=-96),
+    FloatFormat(name="large fixed point", exponent_bits=0, mantissa_bits=7, specials="fnuz", bias=-30),
+    FloatFormat(name="small fixed point", exponent_bits=1, mantissa_bits=6, specials="none", bias=140),
+    FloatFormat(name="large powers of two", exponent_bits=3, mantissa_bits=0, specials="none", bias=-100),
+    FloatFormat(name="odd powers of two", exponent_bits=7, mantissa_bits=0, specials="none", bias=62),
+    FloatFormat(name="unsigned ieee", exponent_bits=4, mantissa_bits=4, signed=False),
+    FloatFormat(name="unsigned fn", exponent_bits=5, mantissa_bits=3, specials="fn", signed=False),
+    FloatFormat(name="beyond float32", exponent_bits=5, mantissa_bits=3, bias=-120),
+]
+
+
+@pytest.mark.usefixtures("each_kernel")
+@pytest.mark.parametrize("f", CUSTOM, ids=[f.name for f in CUSTOM])
+def test_formats_without_a_name_in_every_mode(f: FloatFormat) -> None:
+    check_against_gfloat(f)
+    check_against_reference(f, 100)
 
 
 @pytest.mark.slow

@@ -56,7 +56,9 @@ class Watched:
 
     def left(self) -> list[tuple[str, tuple[int, ...]]]:
         return [
-            (where, tuple(x.shape)) for where, x, kept in self.seen if x.is_floating_point() and not isinstance(kept, Kept)
+            (where, tuple(x.shape))
+            for where, x, kept in self.seen
+            if x.is_floating_point() and not isinstance(kept, Kept)
         ]
 
 
@@ -85,7 +87,7 @@ def test_the_weight_of_a_converted_layer_is_left_alone(base: str | dict) -> None
 
 
 def test_the_forward_pass_is_untouched_and_the_backward_reads_cast_values() -> None:
-    plain, watched = Watched({"saved_activations": "fp32"}, autocast=False), Watched({"saved_activations": "e4m3fn"}, autocast=False)
+    plain, watched = (Watched({"saved_activations": name}, autocast=False) for name in ("fp32", "e4m3fn"))
     assert torch.equal(plain.output, watched.output)
     for one in (plain, watched):
         one.output.square().sum().backward()

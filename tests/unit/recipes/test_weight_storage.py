@@ -25,9 +25,7 @@ def is_on_a_grid(weight: Tensor, format: str) -> bool:
 
 @pytest.mark.parametrize("rounding", ["nearest_even", "stochastic"])
 @pytest.mark.parametrize("format", ["e5m2", "e4m3fn", "e0m7f"])
-def test_every_matrix_holds_values_of_the_format_from_the_start_and_after_each_step(
-    format: str, rounding: str
-) -> None:
+def test_every_matrix_holds_values_of_the_format_from_the_start_and_after_each_step(format: str, rounding: str) -> None:
     small = Small({"weight_storage": {"format": format, "rounding": rounding}})
     for _ in range(4):
         for layer in (small.model[0], small.model[3]):
@@ -115,9 +113,17 @@ def test_overrides_say_which_weights() -> None:
     assert is_on_a_grid(model.mix.weight.detach(), "e3m4")
 
 
-@pytest.mark.parametrize(
-    "spec", ["nvfp4", {"format": "e5m2", "scaling": {"kind": "current", "power_of_two": False}}]
-)
+def test_an_override_of_an_embedding_is_used_where_weights_are_stored() -> None:
+    def unused(recipe: dict) -> tuple[str, ...]:
+        model = nn.Sequential(nn.Embedding(32, 8), nn.LayerNorm(8), nn.Linear(8, 8))
+        overrides = [{"match": name, "recipe": "bf16"} for name in "012"]
+        return altgrad.convert(model, {**recipe, "overrides": overrides})[1].unused_overrides
+
+    assert unused({"weight_storage": "e5m2"}) == ("1",)
+    assert unused({"base": "e5m2"}) == ("0", "1")
+
+
+@pytest.mark.parametrize("spec", ["nvfp4", {"format": "e5m2", "scaling": {"kind": "current", "power_of_two": False}}])
 def test_scales_are_powers_of_two(spec: object) -> None:
     with pytest.raises(AltgradError, match=r"^weight_storage of '0\.weight' needs scales that are powers of two, .*;"):
         Small({"weight_storage": spec})

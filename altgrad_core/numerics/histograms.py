@@ -1,0 +1,70 @@
+"""Which codes a cast used, and which exponents a tensor has: what a mean hides, on demand and not in every step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from altgrad_core.errors import AltgradError
+from altgrad_core.numerics.blockwise import Block, check_block, expand
+from altgrad_core.numerics.cast import inverse_scale
+from altgrad_core.numerics.codes import encode
+from altgrad_core.numerics.formats import BlockFormat, Format
+from altgrad_core.numerics.modes import Rounding, Saturation
+from altgrad_core.numerics.registry import get_format
+from altgrad_core.numerics.stochastic import MAX_RANDOM_BITS, Draw
+
+_LISTED_BITS = 16
+# Exponents of float32 and bfloat16: those of the subnormals reach down to that of 2^-149.
+LOWEST_EXPONENT, HIGHEST_EXPONENT = -149, 127
+
+
+def code_histogram(
+    x: Tensor,
+    format: str | Format,
+    *,
+    scale: float | Tensor = 1.0,
+    block: Block | None = None,
+    rounding: Rounding = "nearest_even",
+    saturation: Saturation = "finite",
+    draw: Draw | None = None,
+    random_bits: int = MAX_RANDOM_BITS,
+) -> Tensor:
+    """Return how many elements of ``x`` got each code, int64 [2^bits], in code order; the arguments are ``quantize``'s.
+
+    A block format finds its own scales, and the codes are those of its elements. NaN elements count under the format's
+    code for NaN; a format without one leaves them out, so that the sum is below ``x.numel()``. Formats of up to 16 bits;
+    raises ``AltgradError`` for a wider one.
+    """
+    fmt = get_format(format)
+    if isinstance(fmt, BlockFormat):
+        from altgrad_core.numerics.blocks import block_scale
+
+        scale, block = block_scale(x, fmt)
+        fmt = fmt.element
+    if fmt.bits > _LISTED_BITS:
+        raise AltgradError(
+            f"A histogram of codes takes formats of up to {_LISTED_BITS} bits; '{fmt.name}' has {fmt.bits}. "
+            "exponent_histogram() shows where its values lie."
+        )
+    y = x.detach() if x.dtype is torch.float64 else x.detach().float()
+    if block is None:
+        y = y * inverse_scale(scale)
+    else:
+        y = y * expand(torch.as_tensor(inverse_scale(check_block(scale, x.shape, block, "scale"))), x.shape, block)
+    if fmt.nan_code is None:
+        y = y[~torch.isnan(y)]
+    codes = encode(y, fmt, rounding=rounding, saturation=saturation, draw=draw, random_bits=random_bits)
+    return torch.bincount(codes.reshape(-1), minlength=2**fmt.bits)
+
+
+def exponent_histogram(x: Tensor) -> Tensor:
+    """Return how many elements have each binary exponent floor(log2(abs(x))), int64 [277], from 2^-149 to 2^127.
+
+    Zeros, infinities and NaN have none and are left out. float64 elements beyond float32's exponents count at the ends.
+    """
+    magnitude = x.detach().double().abs().reshape(-1)
+    magnitude = magnitude[torch.isfinite(magnitude) & (magnitude > 0)]
+    exponent = torch.frexp(magnitude)[1].long() - 1
+    place = exponent.clamp(LOWEST_EXPONENT, HIGHEST_EXPONENT) - LOWEST_EXPONENT
+    return torch.bincount(place, minlength=HIGHEST_EXPONENT - LOWEST_EXPONENT + 1)

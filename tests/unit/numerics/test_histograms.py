@@ -1,0 +1,58 @@
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from altgrad_core.errors import AltgradError
+from altgrad_core.numerics import get_format
+from altgrad_core.numerics.cast import quantize
+from altgrad_core.numerics.codes import decode
+from altgrad_core.numerics.histograms import LOWEST_EXPONENT, code_histogram, exponent_histogram
+from altgrad_core.numerics.stochastic import Draw
+
+
+@pytest.mark.parametrize("name", ["e5m2", "e4m3fn", "e2m1fn", "nf4", "binary8p3se"])
+@pytest.mark.parametrize("rounding", ["nearest_even", "toward_zero", "stochastic"])
+def test_codes_are_counted_as_quantize_gives_values(name: str, rounding) -> None:
+    x = torch.randn(4, 501, generator=torch.Generator().manual_seed(0)) * 3
+    draw = Draw(seed=1)
+    counts = code_histogram(x, name, scale=0.5, rounding=rounding, draw=draw)
+    values = decode(torch.arange(2 ** get_format(name).bits), name, scale=0.5)
+    expected = Counter(quantize(x, name, scale=0.5, rounding=rounding, draw=draw).flatten().tolist())
+    found: Counter[float] = Counter()
+    for value, count in zip(values.tolist(), counts.tolist()):
+        if count:
+            found[value] += count
+    assert found == expected
+    assert counts.sum() == x.numel()
+
+
+def test_nan_counts_under_its_code_or_not_at_all() -> None:
+    x = torch.tensor([1.0, math.nan, math.nan])
+    assert code_histogram(x, "e5m2")[get_format("e5m2").nan_code] == 2
+    assert code_histogram(x, "e2m1fn").sum() == 1
+
+
+def test_blocks_and_block_formats() -> None:
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    scale = torch.tensor([[1.0, 2.0], [0.5, 4.0], [1.0, 1.0]])
+    parts = [
+        code_histogram(x[i, 32 * j : 32 * j + 32], "e4m3fn", scale=float(scale[i, j])) for i in range(3) for j in (0, 1)
+    ]
+    assert torch.equal(code_histogram(x, "e4m3fn", scale=scale, block=(1, 32)), torch.stack(parts).sum(dim=0))
+    assert code_histogram(x, "mxfp4").shape == (16,)
+    assert code_histogram(x, "mxfp4").sum() == x.numel()
+
+
+def test_exponents() -> None:
+    x = torch.tensor([0.0, -0.0, math.inf, math.nan, 1.0, -1.5, 2.0**-149, 2.0**-126, 3.0e38, 0.99999994])
+    counts = exponent_histogram(x)
+    found = {place + LOWEST_EXPONENT: count for place, count in enumerate(counts.tolist()) if count}
+    assert found == {0: 2, -149: 1, -126: 1, 127: 1, -1: 1}
+    assert exponent_histogram(torch.tensor([1e300, 1e-300], dtype=torch.float64))[[0, -1]].tolist() == [1, 1]
+
+
+def test_formats_too_wide_to_list_are_refused() -> None:
+    with pytest.raises(AltgradError, match=r"up to 16 bits; 'tf32' has 19"):
+        code_histogram(torch.ones(2), "tf32")
