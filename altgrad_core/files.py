@@ -1,4 +1,4 @@
-"""Small files that are there whole or not at all."""
+"""Small files that are there whole or not at all, and the folder for what may be made again."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from altgrad_core.errors import RunFailed
+
+
+def cache_folder() -> Path:
+    """Return the cache: ``$ALTGRAD_CACHE``, else ``$XDG_CACHE_HOME/altgrad``, else ``~/.cache/altgrad``."""
+    if chosen := os.environ.get("ALTGRAD_CACHE"):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "altgrad"
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

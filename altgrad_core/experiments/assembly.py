@@ -16,12 +16,13 @@ from altgrad_core.experiments.environment import choose_device, environment, rec
 from altgrad_core.experiments.eventlog import EventLog
 from altgrad_core.experiments.folder import RunFolder
 from altgrad_core.experiments.schema import RunConfig
+from altgrad_core.files import cache_folder
 from altgrad_core.plugins import Choice, installed
 from altgrad_core.recipes.convert import ConversionSummary, convert
 from altgrad_core.training import rng
 from altgrad_core.training.alerts import AlertWatch
 from altgrad_core.training.checkpoint import Checkpoints
-from altgrad_core.training.data import TokenData, Workspace, cache_folder
+from altgrad_core.training.data import TokenData, Workspace
 from altgrad_core.training.engine import Engine, Outcome
 
 

@@ -176,7 +176,7 @@ def cast(
                 statistics=statistics,
             )
         plain = x.device.type == "cpu" and not torch.compiler.is_compiling() and type(x) is Tensor
-        if plain and block is None and rounding == "nearest_even":
+        if plain and fmt.fits_float32 and block is None and rounding == "nearest_even":
             return _cast_in_chunks(
                 x, fmt, _scalars(scale, multiplier), saturation=saturation, dtype=dtype, statistics=statistics
             )
@@ -190,8 +190,8 @@ def cast(
         inverse, scale = expand(inverse, x.shape, block), expand(scale, x.shape, block)
     y = wide if isinstance(inverse, float) and inverse == 1.0 else wide * inverse
     bits = draw_bits(draw, x.shape, x.device) if rounding == "stochastic" and draw is not None else None
-    q, over = _round(y, fmt, rounding, saturation, bits, random_bits)
-    vector = tensor_statistics(wide, y, q, scale, over, fmt) if statistics else None
+    q, over = _round(y, fmt, rounding, saturation, bits, random_bits, count=statistics)
+    vector = None if over is None else tensor_statistics(wide, y, q, scale, over, fmt)
     if isinstance(multiplier, Tensor):
         factor = multiplier.detach().to(torch.float32)
         q = q * (expand(factor, x.shape, block) if block is not None and factor.dim() else factor)
@@ -207,14 +207,14 @@ def _round(
     saturation: Saturation,
     bits: Tensor | None,
     random_bits: int,
-) -> tuple[Tensor, Tensor]:
-    """Return the rounded values, and which finite elements overflowed."""
+    *,
+    count: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the rounded values, and which finite elements overflowed if asked."""
     if isinstance(format, TableFormat):
-        return (
-            round_to_table(y, format, rounding, saturation, bits, random_bits),
-            table_overflow(y, format, rounding),
-        )
-    return round_to_grid(y, grid_of(format), rounding, saturation, bits, random_bits)
+        over = table_overflow(y, format, rounding, bits, random_bits) if count else None
+        return round_to_table(y, format, rounding, saturation, bits, random_bits), over
+    return round_to_grid(y, grid_of(format), rounding, saturation, bits, random_bits, count=count)
 
 
 def _check_modes(rounding: Rounding, saturation: Saturation, draw: Draw | None, random_bits: int) -> None:

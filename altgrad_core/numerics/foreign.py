@@ -72,7 +72,9 @@ def _specials(info: Any) -> Specials | None:
         return "ieee" if high == 2 ** (info.precision - 1) - 1 and not one_zero else None
     if one_zero:
         return "fnuz" if high == 0 else None
-    return {0: "none", 1: "fn"}.get(high)
+    if high == 0:
+        return "none"
+    return "fn" if high == 1 else None
 
 
 def _table(info: Any, exponent_bits: int, mantissa_bits: int) -> TableFormat:

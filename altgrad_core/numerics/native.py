@@ -22,6 +22,7 @@ from pathlib import Path
 import attrs
 
 from altgrad_core.errors import AltgradError, unknown
+from altgrad_core.files import cache_folder
 
 _FOLDER = Path(__file__).with_name("cpp")
 SOURCES = (_FOLDER / "cast.cpp", _FOLDER / "measure.cpp")
@@ -74,7 +75,7 @@ def _load() -> tuple[ctypes.CDLL, str]:
     if sys.byteorder != "little":
         raise _Unavailable("it is written for little-endian machines")
     compiler = _compiler()
-    path = cache_folder() / f"cast-{_fingerprint(compiler)}.so"
+    path = kernel_folder() / f"cast-{_fingerprint(compiler)}.so"
     if not path.exists():
         _build(compiler, path)
     try:
@@ -85,12 +86,10 @@ def _load() -> tuple[ctypes.CDLL, str]:
     return library, f"{path} ({compiler})"
 
 
-def cache_folder() -> Path:
-    """Return the folder of compiled kernels: ``$ALTGRAD_CACHE``, else ``altgrad`` in the user's cache folder."""
-    if chosen := os.environ.get("ALTGRAD_CACHE"):
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "altgrad"
+def kernel_folder() -> Path:
+    """Return the folder of compiled kernels: ``$ALTGRAD_KERNEL_CACHE``, else AltGrad's cache folder."""
+    chosen = os.environ.get("ALTGRAD_KERNEL_CACHE")
+    return Path(chosen) if chosen else cache_folder()
 
 
 def _compiler() -> str:

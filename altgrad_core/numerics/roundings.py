@@ -122,13 +122,17 @@ def round_to_grid(
     saturation: Saturation,
     bits: Tensor | None = None,
     random_bits: int = 32,
-) -> tuple[Tensor, Tensor]:
-    """Return what ``y`` (float32 or float64) rounds to, in its dtype, and which finite elements overflowed."""
-    if rounding == "nearest_even":
-        return round_nearest_even(y, grid, saturation), nearest_overflows(y, grid)
+    *,
+    count: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Return what ``y`` (float32 or float64) rounds to, in its dtype, and which finite elements overflowed if asked."""
+    # Next to the end of float64 the sum that rounds would overflow.
+    if rounding == "nearest_even" and grid.beyond * 2.0 ** (53 - grid.mantissa_bits) < math.inf:
+        return round_nearest_even(y, grid, saturation), nearest_overflows(y, grid) if count else None
     wide = y.double() if rounding == "stochastic" or path_of(grid, y.dtype) != "float32" else y
     r = round_unsaturated(wide, grid, rounding, bits, random_bits)
-    return saturate(r, wide, grid, rounding, saturation).to(y.dtype), overflows(r, wide, grid)
+    over = overflows(r, wide, grid) if count else None
+    return saturate(r, wide, grid, rounding, saturation).to(y.dtype), over
 
 
 def nearest_overflows(y: Tensor, grid: Grid) -> Tensor:

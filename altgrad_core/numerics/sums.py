@@ -116,5 +116,5 @@ def update_counts(
 
 def _pieces(*tensors: Tensor) -> Iterator[list[Tensor]]:
     """Yield matching pieces of tensors of one shape, flat, in float64."""
-    for pieces in zip(*(tensor.reshape(-1).split(_CHUNK) for tensor in tensors), strict=True):
+    for pieces in zip(*(torch.split(tensor.reshape(-1), _CHUNK) for tensor in tensors), strict=True):
         yield [piece.double() for piece in pieces]

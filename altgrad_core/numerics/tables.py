@@ -63,17 +63,17 @@ def table_overflow(
 
 
 def _round(y: Tensor, constants: str, rounding: str, saturation: str, bits: Tensor | None, random_bits: int) -> Tensor:
-    y = y.detach()
-    place = _places(y, constants, rounding, bits, random_bits)
-    q = _results(constants, rounding, saturation, y.dtype, y.device)[place]
+    y = y.detach().contiguous()
+    place = _places(y.view(-1), constants, rounding, bits, random_bits)
+    q = _results(constants, rounding, saturation, y.dtype, y.device).index_select(0, place).view(y.shape)
     if _parse(constants).has_negative_zero:
         q = torch.where((q == 0) & torch.signbit(y), -0.0, q)
     return torch.where(torch.isnan(y), y, q)
 
 
 def _overflow(y: Tensor, constants: str, rounding: str, bits: Tensor | None, random_bits: int) -> Tensor:
-    y = y.detach()
-    place = _places(y, constants, rounding, bits, random_bits)
+    y = y.detach().contiguous()
+    place = _places(y.view(-1), constants, rounding, bits, random_bits).view(y.shape)
     above = len(_parse(constants).codes) + 2
     over: Tensor = ((place == 1) | (place == above)) & ~torch.isnan(y)
     return over
@@ -106,23 +106,30 @@ def _(y: Tensor, *_: object) -> Tensor:
 
 
 def _places(y: Tensor, constants: str, rounding: str, bits: Tensor | None, random_bits: int) -> Tensor:
-    """Return the number of each element's interval; what it is for NaN means nothing."""
+    """Return the number of each element's interval, int32 [n] for ``y`` [n]; what it is for NaN means nothing."""
     if rounding != "stochastic":
-        return torch.searchsorted(_thresholds(constants, rounding, y.dtype, y.device), y.contiguous(), right=True)
+        buckets = _buckets(constants, rounding, y.device) if y.dtype is torch.float32 else None
+        if buckets is None:
+            thresholds = _thresholds(constants, rounding, y.dtype, y.device)
+            return torch.searchsorted(thresholds, y, right=True, out_int32=True)
+        first, threshold = buckets
+        key = y.view(torch.int32).bitwise_right_shift(16).bitwise_and_(0xFFFF)
+        return first.index_select(0, key).add_(y >= threshold.index_select(0, key))
     assert bits is not None
     wide = y.double()
     edges = _edges(constants, y.device)
     count = edges.numel() - 2
-    above = torch.searchsorted(edges, wide.contiguous(), right=True).clamp(1, count + 1)
+    above = torch.searchsorted(edges, wide, right=True, out_int32=True).clamp_(1, count + 1)
     # In magnitude the lower neighbour is the near one; a gap across zero is that of the sign.
-    negative = wide < 0
-    near, far = above - 1 + negative.to(torch.int64), above - negative.to(torch.int64)
-    place = torch.where(_away(wide, edges[near], edges[far], bits, random_bits), far, near)
+    negative = (wide < 0).to(torch.int32)
+    near, far = above - 1 + negative, above - negative
+    away = _away(wide, edges.index_select(0, near), edges.index_select(0, far), bits.reshape(-1), random_bits)
+    place = torch.where(away, far, near)
     if _parse(constants).beyond is None:
         place = torch.where(wide > edges[count], count + 1, place)
         place = torch.where(wide < edges[1], 0, place)
     place = torch.where(wide == math.inf, count + 2, place)
-    return torch.where(wide == -math.inf, -1, place) + 1
+    return torch.where(wide == -math.inf, -1, place).add_(1)
 
 
 def _away(y: Tensor, near: Tensor, far: Tensor, bits: Tensor, random_bits: int) -> Tensor:
@@ -210,6 +217,27 @@ def _thresholds(constants: str, rounding: str, dtype: torch.dtype, device: torch
     held = exact.to(dtype)
     held = torch.where(held.double() < exact, torch.nextafter(held, torch.full_like(held, math.inf)), held)
     return held.to(device)
+
+
+@functools.lru_cache(maxsize=64)
+def _buckets(constants: str, rounding: str, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """Return, for the 65,536 ways that a float32 can begin, the interval of the least such number, and the threshold.
+
+    None where two thresholds begin alike. Measured eight times as fast as a search, with ``index_select``, which is four
+    times as fast as indexing.
+    """
+    thresholds = _thresholds(constants, rounding, torch.float32, torch.device("cpu"))
+    key = torch.arange(2**16)
+    ends = torch.stack([key << 16, (key << 16) | 0xFFFF]).to(torch.int32).view(torch.float32)
+    # A negative number that ends in ones is the least; of those that begin as an infinity only that is a number.
+    low, high = torch.where(key < 2**15, ends, ends.flip(0))
+    low, high = torch.where(torch.isnan(low), high, low), torch.where(torch.isnan(high), low, high)
+    first = torch.searchsorted(thresholds, low.contiguous(), right=True)
+    count = torch.searchsorted(thresholds, high.contiguous(), right=True) - first
+    if bool((count[~torch.isnan(low)] > 1).any()):
+        return None
+    threshold = torch.cat([thresholds, torch.tensor([math.nan])])[torch.where(count == 1, first, -1)]
+    return first.to(device, torch.int32), threshold.to(device)
 
 
 @functools.lru_cache(maxsize=256)

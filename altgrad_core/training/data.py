@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from altgrad_core.errors import AltgradError, RunFailed
+from altgrad_core.files import cache_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,14 +34,6 @@ _OCCUPIED = "{} is there already and is not an empty folder. Choose another fold
 _TRAIN_BATCHES = 1  # second key word of the generator: other uses of the same seed must draw other numbers
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
-
-
-def cache_folder() -> Path:
-    """Return the cache: ``$ALTGRAD_CACHE``, else ``$XDG_CACHE_HOME/altgrad``, else ``~/.cache/altgrad``."""
-    if chosen := os.environ.get("ALTGRAD_CACHE"):
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "altgrad"
 
 
 def _silent(message: str) -> None:

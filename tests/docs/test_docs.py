@@ -90,7 +90,7 @@ def test_the_readme_experiment_loads(tmp_path: Path) -> None:
 
 
 def test_the_readme_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The block runs as it stands, on a short version of the default experiment."""
+    """The blocks run as they stand, one after the other, on a short version of the default experiment."""
     import altgrad_core as altgrad
 
     monkeypatch.chdir(tmp_path)
@@ -98,10 +98,11 @@ def test_the_readme_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     text = (ROOT / "experiments.toml").read_text().replace("steps = 300", "steps = 2")
     assert "steps = 2 " in text or "steps = 2\n" in text
     Path("experiments.toml").write_text(text)
-    (code,) = blocks(ROOT / "README.md", "python")
+    code = "\n".join(blocks(ROOT / "README.md", "python"))
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)
     assert torch.equal(names["q"], altgrad.quantize(names["x"], "e4m3fn", scale=0.5))
+    assert not torch.equal(names["noisy"], names["blocks"])
     assert [run.status for run in names["results"]] == ["done"] * 3
     assert names["steps"] == [1]
 

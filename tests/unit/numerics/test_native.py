@@ -207,7 +207,7 @@ def test_a_compiler_that_fails_is_a_reason_not_an_error(monkeypatch: pytest.Monk
     compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "cannot execute cc1plus" >&2\nexit 1\n')
     compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("CXX", str(compiler))
-    monkeypatch.setenv("ALTGRAD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ALTGRAD_KERNEL_CACHE", str(tmp_path / "cache"))
     choose(monkeypatch, "auto")
     assert native.status() == native.KernelStatus(
         native=False, reason=f"{compiler} cannot compile it: cannot execute cc1plus"
@@ -217,14 +217,14 @@ def test_a_compiler_that_fails_is_a_reason_not_an_error(monkeypatch: pytest.Monk
 
 def test_a_cache_that_cannot_be_written_is_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("ALTGRAD_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setenv("ALTGRAD_KERNEL_CACHE", str(tmp_path / "file" / "cache"))
     choose(monkeypatch, "auto")
     assert not native.status().native
     assert "cannot be kept in" in native.status().reason or "no C++ compiler" in native.status().reason
 
 
 def test_a_damaged_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("ALTGRAD_CACHE", str(tmp_path))
+    monkeypatch.setenv("ALTGRAD_KERNEL_CACHE", str(tmp_path))
     choose(monkeypatch, "auto")
     if not native.status().native:
         pytest.skip(native.status().reason)
@@ -232,7 +232,7 @@ def test_a_damaged_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     damaged = tmp_path / "other"
     damaged.mkdir()
     (damaged / library.name).write_bytes(b"no library")
-    monkeypatch.setenv("ALTGRAD_CACHE", str(damaged))
+    monkeypatch.setenv("ALTGRAD_KERNEL_CACHE", str(damaged))
     choose(monkeypatch, "auto")
     assert not native.status().native
     assert f"{damaged / library.name} does not load" in native.status().reason
@@ -247,7 +247,7 @@ def test_unknown_kernels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_two_processes_that_build_at_once_both_get_it(tmp_path: Path) -> None:
     code = "from altgrad_core.numerics.native import status; print(status().native, status().reason)"
-    environment = {**os.environ, "ALTGRAD_CACHE": str(tmp_path), "ALTGRAD_KERNEL": "auto"}
+    environment = {**os.environ, "ALTGRAD_KERNEL_CACHE": str(tmp_path), "ALTGRAD_KERNEL": "auto"}
     running = [
         subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
