@@ -27,7 +27,10 @@ def round_unsaturated(
     """
     z = y.abs().clamp_max(min(grid.beyond, torch.finfo(y.dtype).max))
     power = power_of_two(z, grid)
-    units = z / power * 2.0**grid.mantissa_bits
+    # Once, by the unit's inverse: dividing by the power first would round float32's subnormals. Where the unit has no
+    # inverse in float64, whoever is that small is a float64 number that rounds to zero or one unit all the same.
+    size = 2.0**grid.mantissa_bits
+    units = z * (size / power) if grid.min_positive >= 2.0**-1000 else z / power * size
     whole = units.floor()
     up = _goes_up(units - whole, whole, power, torch.signbit(y), grid, rounding, bits, random_bits)
     q = (whole + up) * (power * 2.0**-grid.mantissa_bits)
@@ -123,7 +126,7 @@ def round_to_grid(
     bits: Tensor | None = None,
     random_bits: int = 32,
     *,
-    count: bool,
+    count: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Return what ``y`` (float32 or float64) rounds to, in its dtype, and which finite elements overflowed if asked."""
     # Next to the end of float64 the sum that rounds would overflow.
