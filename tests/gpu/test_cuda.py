@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 import altgrad_core as altgrad
+from altgrad_core.numerics import BlockFormat, get_format
 from altgrad_core.numerics.cast import cast
+from altgrad_core.numerics.modes import ROUNDINGS, SATURATIONS, Saturation
 from altgrad_core.numerics.registry import format_names
+from altgrad_core.numerics.stochastic import Draw
 
 pytestmark = [
     pytest.mark.gpu,
@@ -17,20 +22,35 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("name", [*format_names(), "e0m7", "e1m6", "e6m1", "e7m0", "e8m3"])
-@pytest.mark.parametrize("saturation", ["finite", "propagate", "none"])
-def test_casts_give_the_bits_of_the_cpu(name: str, saturation: str) -> None:
+CASTABLE = [name for name in format_names() if not isinstance(get_format(name), BlockFormat)]
+BLOCKS = [name for name in format_names() if isinstance(get_format(name), BlockFormat)]
+
+
+def same_bits(here: Tensor, there: Tensor) -> bool:
+    there = there.cpu()
+    numbers = ~here.isnan()
+    alike = torch.equal(here[numbers].view(torch.int32), there[numbers].view(torch.int32))
+    return alike and torch.equal(here.isnan(), there.isnan())
+
+
+@pytest.mark.parametrize("name", [*CASTABLE, "e0m7", "e1m6", "e6m1", "e7m0", "e8m3"])
+@pytest.mark.parametrize("saturation", SATURATIONS)
+def test_casts_give_the_bits_of_the_cpu(name: str, saturation: Saturation) -> None:
     every_bf16 = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
     torch.manual_seed(0)
-    patterns = torch.randint(-(2**31), 2**31, (2**20,), dtype=torch.int64).to(torch.int32).view(torch.float32)
-    for x in (every_bf16, patterns):
-        here, counted = cast(x, name, saturation=saturation, dtype=torch.float32, statistics=True)
-        there, counted_there = cast(x.cuda(), name, saturation=saturation, dtype=torch.float32, statistics=True)
-        there = there.cpu()
-        assert torch.equal(here.isnan(), there.isnan())
-        numbers = ~here.isnan()
-        assert torch.equal(here[numbers].view(torch.int32), there[numbers].view(torch.int32))
+    patterns = torch.randint(-(2**31), 2**31, (2**18,), dtype=torch.int64).to(torch.int32).view(torch.float32)
+    for x, rounding in itertools.product((every_bf16, patterns), ROUNDINGS):
+        how = {"saturation": saturation, "rounding": rounding, "draw": Draw(seed=1), "dtype": torch.float32}
+        here, counted = cast(x, name, statistics=True, **how)
+        there, counted_there = cast(x.cuda(), name, statistics=True, **how)
+        assert same_bits(here, there)
         assert torch.equal(counted[:6], counted_there.cpu()[:6])  # the counts; sums may round differently
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_block_formats_give_the_bits_of_the_cpu(name: str) -> None:
+    x = torch.randn(300, 301, generator=torch.Generator().manual_seed(0)) * torch.logspace(-20, 20, 300)[:, None]
+    assert same_bits(altgrad.quantize(x, name), altgrad.quantize(x.cuda(), name))
 
 
 @pytest.mark.parametrize("recipe", ["bf16", "e5m2", "hybrid"])
