@@ -69,7 +69,7 @@ def encode(
     y = wide * inverse_scale(scale)
     if not fmt.fits_float32:
         y = y.double()
-    q = quantize(y, fmt, rounding=rounding, saturation=saturation, draw=draw, random_bits=random_bits).double()
+    q = quantize(y, fmt, rounding=rounding, saturation=saturation, draw=draw, random_bits=random_bits)
     return torch.where(torch.isnan(q), nan_code, codes_of(q, fmt))
 
 
@@ -162,6 +162,12 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     read.
     """
     _check_width(bits)
+    if bits == 8:
+        return codes.detach().reshape(-1).to(torch.uint8)
+    if bits == 4:  # the usual case, without the wide words
+        halves = codes.detach().reshape(-1).to(torch.uint8) & 15
+        halves = torch.nn.functional.pad(halves, (0, halves.numel() % 2))
+        return halves[0::2] | halves[1::2] << 4
     flat = codes.detach().reshape(-1).to(torch.int64) & (2**bits - 1)
     count = flat.numel()
     # Eight codes are as many bytes as a code has bits.
@@ -177,6 +183,12 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     need = (count * bits + 7) // 8
     if packed.numel() < need:
         raise AltgradError(f"{count} codes of {bits} bits take {need} bytes, got {packed.numel()}.")
+    if bits == 8:
+        return packed.detach().reshape(-1)[:need].to(torch.int64)
+    if bits == 4:
+        whole = packed.detach().reshape(-1)[:need]
+        halves: Tensor = torch.stack([whole & 15, whole >> 4], dim=1).reshape(-1)[:count].to(torch.int64)
+        return halves
     flat = packed.detach().reshape(-1)[:need].to(torch.int64)
     groups = torch.nn.functional.pad(flat, (0, -need % bits)).view(-1, bits)
     words = (groups << (8 * torch.arange(bits, device=packed.device))).sum(dim=1)
