@@ -45,8 +45,8 @@ class Contender:
     """Whether a peer takes any number of exponent and mantissa bits."""
 
 
-def altgrad(x: Tensor, native: bool, compiled: bool) -> list[Contender]:
-    """AltGrad's: the default way (with the native kernel where there is one), tensor operations, compiled."""
+def altgrad(x: Tensor, native: bool) -> list[Contender]:
+    """AltGrad's: the default way (with the native kernel where there is one), and tensor operations."""
     found = []
     dtype, formats = x.dtype, {name: get_format(name) for name in FORMATS}
     draw, scale, e4m3fn = Draw(seed=1, name="x"), torch.tensor(0.25), formats["e4m3fn"]
@@ -72,12 +72,18 @@ def altgrad(x: Tensor, native: bool, compiled: bool) -> list[Contender]:
             if native
             else Contender(name="altgrad torch e4m3fn to bfloat16", run=lambda: cast(x, e4m3fn), kernel="torch")
         )
-    if compiled:
-        for name, options in (("e4m3fn", {}), ("e4m3fn stochastic", {"rounding": "stochastic", "draw": draw})):
-            run = torch.compile(
-                lambda t, options=options: cast(t, e4m3fn, dtype=dtype, **options)[0], fullgraph=True, dynamic=True
-            )
-            found.append(Contender(name=f"altgrad compiled {name}", run=lambda run=run: run(x)))
+    return found
+
+
+def altgrad_compiled(x: Tensor) -> list[Contender]:
+    """AltGrad's casts through torch.compile."""
+    dtype, e4m3fn, draw = x.dtype, get_format("e4m3fn"), Draw(seed=1, name="x")
+    found = []
+    for name, options in (("e4m3fn", {}), ("e4m3fn stochastic", {"rounding": "stochastic", "draw": draw})):
+        run = torch.compile(
+            lambda t, options=options: cast(t, e4m3fn, dtype=dtype, **options)[0], fullgraph=True, dynamic=True
+        )
+        found.append(Contender(name=f"altgrad compiled {name}", run=lambda run=run: run(x)))
     return found
 
 
@@ -103,26 +109,34 @@ def peers(x: Tensor) -> tuple[list[Contender], dict[str, str]]:
     """The peers that are installed, and of all of them the version, or why there is none."""
     found: list[Contender] = []
     state: dict[str, str] = {}
-    for name, make in (
-        ("ml_dtypes", _ml_dtypes),
-        ("gfloat", _gfloat),
-        ("torchao", _torchao),
-        ("qtorch", _qtorch),
-        ("microxcaling", _microxcaling),
-    ):
-        try:
-            with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-                made = make(x)
-                for contender in made:
-                    contender.run()  # some build, or fail to, when they first run
-        except Exception as error:
-            state[name] = (
-                f"not measured: {type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"
-            )
-            continue
-        state[name] = _version(name)
+    for name, make in PEERS.items():
+        made, problem = that_run(make, x)
+        state[name] = problem or _version(name)
         found += made
     return found, state
+
+
+def that_run(make: Callable[[Tensor], list[Contender]], x: Tensor) -> tuple[list[Contender], str]:
+    """Return the contenders that a function makes, those that run, and what keeps the others from running."""
+    problems = []
+    found = []
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            made = make(x)
+        except Exception as error:
+            return [], _problem(error)
+        for contender in made:
+            try:
+                contender.run()  # some are built, or fail to be, when they first run
+                found.append(contender)
+            except Exception as error:
+                problems.append(f"{contender.name}: {_problem(error)}")
+    return found, "; ".join(problems)
+
+
+def _problem(error: Exception) -> str:
+    first = str(error).splitlines()[0] if str(error) else ""
+    return f"not measured, {type(error).__name__}: {first[:100]}"
 
 
 def _version(name: str) -> str:
@@ -191,3 +205,12 @@ def _microxcaling(x: Tensor) -> list[Contender]:
         return _quantize_elemwise_core(x, 5, 4, 448.0, round="even", saturate_normals=True)
 
     return [Contender(name="microxcaling e4m3", run=run, arbitrary=True)]
+
+
+PEERS = {
+    "ml_dtypes": _ml_dtypes,
+    "gfloat": _gfloat,
+    "torchao": _torchao,
+    "qtorch": _qtorch,
+    "microxcaling": _microxcaling,
+}

@@ -27,7 +27,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import torch
-from machine import KERNELS, has_native_kernel, keep_freed_memory, machine, use_kernel
+from machine import KERNELS, has_native_kernel, keep_freed_memory, kernel_digest, machine, use_kernel
 
 from altgrad_core.numerics import FloatFormat, get_format
 from altgrad_core.numerics.cast import quantize
@@ -131,7 +131,7 @@ def main() -> int:
     context = multiprocessing.get_context("spawn")
     with context.Pool(arguments.jobs, initializer=keep_freed_memory) as pool:
         for name in arguments.formats:
-            began = time.perf_counter()
+            began, digest = time.perf_counter(), kernel_digest()
             jobs = [
                 (name, start, min(start + step, arguments.stop), kernels)
                 for start in range(arguments.start, arguments.stop, step)
@@ -151,6 +151,7 @@ def main() -> int:
                 "from": f"0x{arguments.start:08x}",
                 "to": f"0x{arguments.stop:x}",
                 "inputs": inputs,
+                "kernels": digest if kernel_digest() == digest else "changed while they ran: run again",
                 "differences": differences,
                 "examples": examples[:10],
                 "seconds": round(seconds, 1),

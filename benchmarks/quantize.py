@@ -85,10 +85,15 @@ def work(arguments: argparse.Namespace) -> dict[str, object]:
         size = SIZES[label]
         # A few elements overflow and a few underflow, as in training; MX wants a matrix.
         x = (torch.randn(size, generator=torch.Generator().manual_seed(0)) * 60).to(DTYPES[dtype]).view(-1, 1024)
-        runs = contenders.torch_casts(x) + contenders.altgrad(x, native, not arguments.no_compile)
+        runs = contenders.torch_casts(x) + contenders.altgrad(x, native)
+        if not arguments.no_compile:
+            compiled, problem = contenders.that_run(contenders.altgrad_compiled, x)
+            runs += compiled
+            state["altgrad compiled"] = problem or "measured"
         if size <= SLOW_LIMIT:
-            found, state = contenders.peers(x)
+            found, versions = contenders.peers(x)
             runs += found
+            state |= versions
         seconds = measure(runs, arguments.rounds)
         results.setdefault(dtype, {})[label] = rows_of(seconds, size)
         print_rows(f"{label} {dtype}, {arguments.threads[0]} thread(s)", rows_of(seconds, size))

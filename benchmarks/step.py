@@ -59,17 +59,21 @@ def main() -> None:
     print(f"{'variant':34}{'ms a step':>12}{'x bf16':>9}")
     for name, seconds in medians.items():
         print(f"{name:34}{1000 * seconds:12.1f}{seconds / medians['bf16']:9.3f}")
-    fp32_pass = medians["fp32"]
-    shadow = medians["e5m2 + shadow"] - medians["e5m2"]
-    print(
-        f"shadow: {1000 * shadow:.1f} ms, {shadow / medians['bf16']:.2f} of a bf16 step, "
-        f"{shadow / fp32_pass:.2f} of an fp32 step"
-    )
+    step, e5m2 = medians["bf16"], medians["e5m2"]
+    shadow = medians["bf16 + shadow"] - step
+    bars = {
+        "e5m2 operands with the statistics of every cast, to a bf16 step": (medians["e5m2 + stability"] / step, 1.15),
+        "per-layer gradient statistics, of a step": ((medians["e5m2 + gradients"] - e5m2) / e5m2, 0.01),
+        "a shadow, to an FP32 forward and backward": (shadow / medians["fp32"], 1.05),
+    }
+    for what, (measured, bar) in bars.items():
+        print(f"{what}: {measured:.3f}, at most {bar}: {'yes' if measured <= bar else 'no'}")
     result = {
         "command": "python benchmarks/step.py" + (" --small" if arguments.small else ""),
         "environment": environment(device),
         "rounds": arguments.rounds,
         "median_ms": {name: round(1000 * seconds, 2) for name, seconds in medians.items()},
+        "bars": {what: {"measured": round(measured, 4), "at_most": bar} for what, (measured, bar) in bars.items()},
         "ratio_to_bf16": {name: round(seconds / medians["bf16"], 4) for name, seconds in medians.items()},
         "all_ms": {name: [round(1000 * s, 2) for s in values] for name, values in times.items()},
     }

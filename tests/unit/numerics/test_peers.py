@@ -279,7 +279,7 @@ def test_formats_without_a_name_in_every_mode(f: FloatFormat) -> None:
 @pytest.mark.parametrize("name", grammar())
 def test_every_mode_of_every_name_against_the_scalar_reference(name: str) -> None:
     f = float_format(name)
-    check_against_reference(f, 2000 if f.bits <= 8 else 120)  # all points up to 8 bits
+    check_against_reference(f, 2000 if f.bits <= 8 else 60)  # all points up to 8 bits
 
 
 @pytest.mark.usefixtures("each_kernel")
