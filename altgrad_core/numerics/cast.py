@@ -159,13 +159,12 @@ def cast(
             f"scale is a number or a 0-d tensor unless block=(rows, columns) says what shares one; got a tensor of "
             f"shape {list(scale.shape)}."
         )
-    if isinstance(fmt, FloatFormat) and work is torch.float32 and dtype is not torch.float64:
-        grid = grid_of(fmt)
-        if native_cast.takes(x) and native_cast.rounds(grid):
+    if work is torch.float32 and dtype is not torch.float64:
+        if native_cast.takes(x) and native_cast.casts(fmt, rounding, saturation):
             factors = _scalars(scale, multiplier) if block is None else _block_factors(scale, multiplier)
             return native_cast.cast_matrix(
                 x,
-                grid,
+                fmt,
                 factors,
                 block=block,
                 rounding=rounding,
@@ -176,7 +175,7 @@ def cast(
                 statistics=statistics,
             )
         plain = x.device.type == "cpu" and not torch.compiler.is_compiling() and type(x) is Tensor
-        if plain and fmt.fits_float32 and block is None and rounding == "nearest_even":
+        if isinstance(fmt, FloatFormat) and fmt.fits_float32 and plain and block is None and rounding == "nearest_even":
             return _cast_in_chunks(
                 x, fmt, _scalars(scale, multiplier), saturation=saturation, dtype=dtype, statistics=statistics
             )

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import ctypes
-from functools import cache
+import math
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
 
 from altgrad_core.numerics.blockwise import Block, block_counts, matrix_shape
-from altgrad_core.numerics.kernel import Grid, path_of
+from altgrad_core.numerics.formats import FloatFormat, TableFormat
+from altgrad_core.numerics.kernel import Grid, grid_of, path_of
 from altgrad_core.numerics.modes import ROUNDINGS, SATURATIONS, Rounding, Saturation
 from altgrad_core.numerics.native import status
 from altgrad_core.numerics.statistics import FIELDS
 from altgrad_core.numerics.stochastic import Draw
+from altgrad_core.numerics.tables import lookup
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
 # Below this many elements a second thread costs more than it brings.
@@ -27,12 +30,32 @@ def takes(x: Tensor) -> bool:
 
 def rounds(grid: Grid) -> bool:
     """Tell whether the native kernel rounds to the grid: where float32 or its bits do, float64 is not needed."""
-    return path_of(grid, torch.float32) != "float64"
+    return _path(grid) is not None
+
+
+def casts(format: FloatFormat | TableFormat, rounding: Rounding, saturation: Saturation) -> bool:
+    """Tell whether the native kernel casts to the format: to grids it rounds to, and to tables by their buckets."""
+    if isinstance(format, TableFormat):
+        return lookup(format.constants, rounding, saturation) is not None
+    return rounds(grid_of(format))
+
+
+def _path(grid: Grid) -> int | None:
+    """Return ``Path`` of lanes.h; None for what float32 arithmetic does not round exactly."""
+    path = path_of(grid, torch.float32)
+    if path == "integers":
+        return 2
+    if path == "float32":
+        return 0 if grid.mantissa_bits else 1
+    # By units instead of by a sum, which has no room for so many mantissa bits. First power, unit and the unit's inverse
+    # are normal float32 numbers, and so is every value.
+    long = grid.mantissa_bits in (22, 23) and grid.bias <= 100 and grid.beyond < 2.0**127
+    return 1 if long and grid.min_positive >= 2.0**-125 else None
 
 
 def cast_matrix(
     x: Tensor,
-    grid: Grid,
+    format: FloatFormat | TableFormat,
     factors: tuple[float | Tensor, float | Tensor, float | Tensor],
     *,
     block: Block | None,
@@ -65,7 +88,7 @@ def cast_matrix(
     block_rows, block_columns = block or (0, 0)
     keys, first, whole = (None, 0, 0) if draw is None else _keys(draw, source)
     library.altgrad_cast(
-        _kind(grid, source.dtype, dtype, rounding, saturation, random_bits),
+        *_what(format, source.dtype, dtype, rounding, saturation, random_bits),
         source.data_ptr(),
         result.data_ptr(),
         rows,
@@ -139,20 +162,49 @@ class _Kind(ctypes.Structure):
     )
 
 
-@cache
-def _kind(
-    grid: Grid,
+class _Table(ctypes.Structure):
+    """``Table`` of cast.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("first", "jump", "threshold", "thresholds", "result")),
+        *((name, ctypes.c_int32) for name in ("above", "has_negative_zero")),
+        *((name, ctypes.c_double) for name in ("lowest", "highest")),
+    )
+
+
+# Mantissa bits that say of a table what float32 sums of its errors are good for: no table of 8 bits errs by less.
+_TABLE_BITS = 7
+
+
+@lru_cache(maxsize=1024)
+def _what(
+    format: FloatFormat | TableFormat,
     x_type: torch.dtype,
     q_type: torch.dtype,
     rounding: Rounding,
     saturation: Saturation,
     random_bits: int,
-) -> ctypes.c_void_p:
-    """Return a pointer to what the kernel calls a kind; kept, since a conversion costs more than a small cast."""
+) -> tuple[ctypes.c_void_p, ctypes.c_void_p | None]:
+    """Return pointers to what the kernel calls a kind and a table; kept, since a conversion costs more than a small cast."""
+    table = None
+    if isinstance(format, TableFormat):
+        found = lookup(format.constants, rounding, saturation)
+        assert found is not None
+        buckets = found.buckets
+        tensors = (buckets.first, buckets.jump, buckets.threshold, found.thresholds, found.result)
+        ends = (format.min_finite, format.max_finite)
+        table = _Table(*(t.data_ptr() for t in tensors), found.above, format.has_negative_zero, *ends)
+        _KEPT.append((table, tensors))
+        grid = _Grid(
+            1, _TABLE_BITS, 0, 1, 0, 0, 1, 1, 1.0, 0.0, format.min_positive, format.max_finite, math.inf, math.inf
+        )
+    else:
+        grid = _native_grid(grid_of(format))
     numbers = (TYPES[x_type], TYPES[q_type], ROUNDINGS.index(rounding), SATURATIONS.index(saturation), random_bits)
-    kind = _Kind(*numbers, _native_grid(grid))
+    kind = _Kind(*numbers, grid)
     _KEPT.append(kind)
-    return ctypes.c_void_p(ctypes.addressof(kind))
+    pointer = None if table is None else ctypes.c_void_p(ctypes.addressof(table))
+    return ctypes.c_void_p(ctypes.addressof(kind)), pointer
 
 
 @cache
@@ -164,14 +216,13 @@ def grid_pointer(grid: Grid) -> ctypes.c_void_p:
 
 
 def _native_grid(grid: Grid) -> _Grid:
-    path = 2 if path_of(grid, torch.float32) == "integers" else (0 if grid.mantissa_bits else 1)
     return _Grid(
-        *(path, grid.mantissa_bits, grid.bias, grid.signed, grid.has_inf, grid.has_nan),
+        *(_path(grid), grid.mantissa_bits, grid.bias, grid.signed, grid.has_inf, grid.has_nan),
         *(grid.has_negative_zero, grid.threshold_rounds_to_max),
         *(2.0 ** (1 - grid.bias), grid.min_normal, grid.min_positive, grid.max_finite),
         *(grid.overflow_threshold, grid.beyond),  # of bf16 both are infinity in float32
     )
 
 
-_KEPT: list[ctypes.Structure] = []
+_KEPT: list[object] = []
 _Three = ctypes.c_float * 3

@@ -31,6 +31,8 @@ def round_unsaturated(
     # inverse in float64, whoever is that small is a float64 number that rounds to zero or one unit all the same.
     size = 2.0**grid.mantissa_bits
     units = z * (size / power) if grid.min_positive >= 2.0**-1000 else z / power * size
+    # A number so small that the product is zero is above zero all the same.
+    units = torch.where(z > 0, units.clamp_min(2.0**-40), units)
     whole = units.floor()
     up = _goes_up(units - whole, whole, power, torch.signbit(y), grid, rounding, bits, random_bits)
     q = (whole + up) * (power * 2.0**-grid.mantissa_bits)

@@ -125,7 +125,7 @@ def tensor_statistics(
     else:
         amax = amin = magnitude.sum()
     zero = q == 0
-    min_normal = (format.min_normal or 0.0) if isinstance(format, FloatFormat) else 0.0
+    min_normal = grid_of(format).min_normal if isinstance(format, FloatFormat) else 0.0
     subnormal = (q.abs() < min_normal) & ~zero
     low, high = (-format.max_finite if format.signed else 0.0), format.max_finite
     if isinstance(format, TableFormat):

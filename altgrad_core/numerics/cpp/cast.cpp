@@ -177,8 +177,8 @@ struct Counts {
 };
 
 // The definition, element by element: for tiles with infinities, NaN, or squares that float32 does not hold.
-void count_plainly(const float* x, const float* y, const float* q, const float* scale, int64_t n, const Grid& g,
-                   Counts& c) {
+void count_plainly(const float* x, const float* y, const float* q, const float* scale, int64_t n,
+                   double lowest, double highest, Counts& c) {
     for (int64_t i = 0; i < n; ++i) {
         if (std::isnan(x[i])) { c.field[4] += 1; continue; }
         if (std::isinf(x[i])) { c.field[5] += 1; continue; }
@@ -189,7 +189,7 @@ void count_plainly(const float* x, const float* y, const float* q, const float* 
             c.field[7] = std::fmin(c.field[7], size);
         }
         double value = q[i];
-        if (!std::isfinite(q[i])) value = !g.is_signed && std::signbit(y[i]) ? 0.0 : std::copysign((double)g.max_finite, (double)y[i]);
+        if (!std::isfinite(q[i])) value = std::signbit(y[i]) ? lowest : highest;
         double e = value * s - (double)x[i];
         c.field[8] += size * size;
         c.field[9] += e * e;
@@ -219,8 +219,17 @@ struct Range {
 
 // ------------------------------------------------------------------------------------------------------------- tiles
 
+// A table format: tables.py's buckets by the first 16 bits of a float32, and what each interval becomes.
+struct Table {
+    const int32_t *first, *jump;  // interval of the least number that begins so; how many further from `threshold` on
+    const float *threshold, *thresholds, *result;  // where jump is -1, the search goes through all thresholds
+    int32_t above, has_negative_zero;  // the interval above the table; that below it is 1
+    double lowest, highest;            // finite values
+};
+
 struct Work {
     Grid grid;
+    const Table* table;  // instead of the grid, whose numbers then only say how exact float32 sums are; or null
     const void* x;
     void* q;
     int x_type, q_type;
@@ -302,9 +311,30 @@ void scale_tile(const Work& w, int64_t row, int64_t column, int64_t n, Tiles& t)
     }
 }
 
+int64_t look_up_tile(const float* y, float* q, int64_t n, const Table& table) {
+    int64_t over = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        uint32_t key = float_to_bits(y[i]) >> 16;
+        int32_t place = table.first[key], jump = table.jump[key];
+        if (jump >= 0) place += y[i] >= table.threshold[key] ? jump : 0;
+        else while (place <= table.above && y[i] >= table.thresholds[place]) ++place;
+        float value = table.result[place];
+        if (value == 0.0f && table.has_negative_zero) value = std::copysign(0.0f, y[i]);
+        bool number = y[i] == y[i];
+        q[i] = number ? value : y[i];
+        over += number && (place == 1 || place == table.above);
+    }
+    return over;
+}
+
 // From y to q; counts what overflowed.
 void quantize_tile(const Work& w, RoundTile round, int64_t row, int64_t column, int64_t n, Tiles& t, Counts& c) {
     int64_t m = padded(n);
+    if (w.table) {
+        c.field[1] += look_up_tile(t.y, t.q, n, *w.table);
+        for (int64_t i = n; i < m; ++i) t.q[i] = 0.0f;  // a table need not have a zero
+        return;
+    }
     if (w.rounding == kStochastic) draw_tile(w.draw, w.draw.first + row * w.draw.columns + column, t.random, n);
     round(t.y, t.random, w.draw.bits, t.q, m, w.grid);
     // The padding is zero and stays zero.
@@ -333,7 +363,9 @@ void count_tile(const Work& w, int64_t row, int64_t column, int64_t n, Tiles& t,
         c.field[8] += total(sums.signal);
         c.field[9] += total(sums.error);
     } else {
-        count_plainly(t.x, t.y, t.q, t.scale, n, g, c);
+        double highest = w.table ? w.table->highest : g.max_finite;
+        double lowest = w.table ? w.table->lowest : g.is_signed ? -highest : 0.0;
+        count_plainly(t.x, t.y, t.q, t.scale, n, lowest, highest, c);
     }
     count_small(t.x, t.q, m, g, c);
 }
@@ -467,7 +499,7 @@ CastRun cast_run_of(const Work& w) {
     const Grid& g = w.grid;
     bool saturates = w.saturation == kFinite || (w.saturation == kPropagate && !g.has_inf) || !(g.has_inf || g.has_nan);
     bool aligned = w.block_columns <= 1 || w.block_columns % kLanes == 0;
-    if (!saturates || !g.is_signed || !aligned || g.path == kPowers) return nullptr;
+    if (w.table || !saturates || !g.is_signed || !aligned || g.path == kUnits) return nullptr;
     if (w.rounding == kNearestEven)
         return g.path == kMagic ? by_scales<kMagic, kNearestEven>(w) : by_scales<kBits, kNearestEven>(w);
     if (w.rounding == kStochastic)
@@ -580,14 +612,15 @@ struct Kind {
     Grid grid;
 };
 
-// Casts a contiguous matrix. Scales: `one` holds inverse, scale and multiplier, or the arrays hold one a block.
+// Casts a contiguous matrix, to the kind's grid or to a table. Scales: one each, or one a block.
 // `keys`, `number` (of the first element), `whole_columns`: the draw of stochastic rounding. `statistics`: 10 doubles,
 // or null.
-void altgrad_cast(const Kind* kind, const void* x, void* q, int64_t rows, int64_t columns, const float* inverse,
+void altgrad_cast(const Kind* kind, const Table* table, const void* x, void* q, int64_t rows, int64_t columns, const float* inverse,
                   const float* scale, const float* multiplier, int64_t block_rows, int64_t block_columns,
                   const uint32_t* keys, int64_t number, int64_t whole_columns, double* statistics, int threads) {
     Work w;
     w.grid = kind->grid;
+    w.table = table;
     w.x = x; w.q = q; w.x_type = kind->x_type; w.q_type = kind->q_type; w.rows = rows; w.columns = columns;
     w.inverse = inverse; w.scale = scale; w.multiplier = multiplier;
     w.block_rows = block_rows; w.block_columns = block_columns;
@@ -608,7 +641,7 @@ void altgrad_cast(const Kind* kind, const void* x, void* q, int64_t rows, int64_
                               (double)m * g.max_finite < 0x1p128;
         }
     RoundTile round = g.path == kMagic    ? round_tile_of<kMagic>(w.rounding)
-                      : g.path == kPowers ? round_tile_of<kPowers>(w.rounding)
+                      : g.path == kUnits ? round_tile_of<kUnits>(w.rounding)
                                           : round_tile_of<kBits>(w.rounding);
     if (!block_columns && (w.rounding != kStochastic || whole_columns == columns)) {
         w.columns = rows * columns;

@@ -23,7 +23,8 @@ typedef uint16_t W __attribute__((vector_size(4 * kLanes), aligned(2), may_alias
 constexpr uint32_t kSign = 0x80000000u, kMagnitude = 0x7fffffffu, kExponent = 0x7f800000u;
 
 enum Type { kFloat32 = 0, kBFloat16 = 1 };
-enum Path { kMagic = 0, kPowers = 1, kBits = 2 };  // M >= 1 and float32 range; M = 0 likewise; float32's own subnormals
+// M of 1 to 21 in float32's range; M of 0, 22 and 23 likewise; formats whose subnormals are float32's own.
+enum Path { kMagic = 0, kUnits = 1, kBits = 2 };
 enum Rounding { kNearestEven = 0, kNearestAway, kTowardZero, kUp, kDown, kStochastic };
 
 struct Grid {
@@ -104,11 +105,15 @@ template <int path, int rounding>
 inline F round_units(F z, U p, U sign, U random, int bits, const Grid& g) {
     U m = splat((uint32_t)g.mantissa_bits << 23);
     F units = z * f(splat(254u << 23) + m - p);
-    // Truncation: 0 <= units < 2^22, or NaN, which the unit multiplies to NaN below.
-    F whole = __builtin_convertvector(__builtin_convertvector(select((I)(units == units), units, F{}), I), F);
+    // Truncation: 0 <= units <= 2^24, or NaN, which the unit multiplies to NaN below.
+    // A number so small that the product is zero is above zero all the same.
+    units = select((I)(z > 0.0f) & (I)(units < 0x1p-40f), splat(0x1p-40f), units);
+    U count = (U)__builtin_convertvector(select((I)(units == units), units, F{}), I);
+    F whole = __builtin_convertvector((I)count, F);
     F fraction = units - whole;
-    // The code's parity, for M = 0, where the code is the exponent field; 0 below the first power.
-    I odd = (I)((((p >> 23) + (uint32_t)(g.bias - 127)) & 1u) == 1u) & (I)(whole != 0.0f);
+    // The code's parity: that of the mantissa, or for M = 0 of the exponent field, which is 0 below the first power.
+    U parity = g.mantissa_bits ? count : select((I)(count != 0u), (p >> 23) + (uint32_t)(g.bias - 127), U{});
+    I odd = (I)((parity & 1u) == 1u);
     I up = rounding == kStochastic ? carries(fraction, random, bits)
                                    : goes_up<rounding>(fraction, odd, sign);
     F q = (whole + select(up, splat(1.0f), F{})) * f(p - m);

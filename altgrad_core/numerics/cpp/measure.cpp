@@ -203,7 +203,7 @@ void altgrad_updates(const float* old, const float* now, const float* gradient, 
         int64_t first = chunk * kChunk, length = n - first < kChunk ? n - first : kChunk;
         double* out_chunk = sums.data() + 5 * chunk;
         if (grid->path == kMagic) count_updates<kMagic>(update, first, length, out_chunk);
-        else if (grid->path == kPowers) count_updates<kPowers>(update, first, length, out_chunk);
+        else if (grid->path == kUnits) count_updates<kUnits>(update, first, length, out_chunk);
         else count_updates<kBits>(update, first, length, out_chunk);
     }
     for (int k = 0; k < 5; ++k) out[k] = 0;

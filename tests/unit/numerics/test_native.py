@@ -28,7 +28,7 @@ INF, NAN = float("inf"), float("nan")
 FORMATS = [
     *("e5m2", "e4m3fn", "e4m3", "e4m3fnuz", "e4m3b11fnuz", "e2m1fn", "bf16", "fp16", "tf32", "fp32", "e0m7", "e1m6f"),
     *("e7m0f", "e6m1f", "e7m8", "e8m3", "e2m5fnuz", "e5m10fn", "binary8p1se", "binary8p3se", "binary8p3ue"),
-    *("binary8p4uf", "odd"),
+    *("binary8p4uf", "odd", "e1m0", "e5m22", "e4m23f", "posit8", "takum8", "takum_linear8", "nf4", "int8", "e8m0fnu"),
 ]
 ODD = FloatFormat(name="odd", exponent_bits=6, mantissa_bits=0, specials="none", bias=30)
 
