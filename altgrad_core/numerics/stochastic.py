@@ -17,6 +17,7 @@ keys do not give permutations of one sequence. Numbers from 2^32 on continue und
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import attrs
@@ -75,11 +76,19 @@ class Draw:
 def random_bits(draw: Draw, shape: Sequence[int], device: torch.device | str | None = None) -> Tensor:
     """Return int64 numbers from 0 to 2^32 - 1 of the given shape, uniform, one for each element."""
     first, columns, whole = draw.layout(shape)
-    count = 1
-    for size in shape:
-        count *= size
+    place = torch.device("cpu" if device is None else device)
+    arguments = (draw.seed, draw.step, draw.name, first, columns, whole, list(shape), place)
+    return _random_bits_op(*arguments) if torch.compiler.is_compiling() else _random_bits(*arguments)
+
+
+def _random_bits(
+    seed: int, step: int, name: str, first: int, columns: int, whole: int, shape: list[int], device: torch.device
+) -> Tensor:
+    """Of ``Draw.layout``'s numbers."""
+    draw = Draw(seed=seed, step=step, name=name)
+    count = math.prod(shape)
     if count == 0:
-        return torch.empty(tuple(shape), dtype=torch.int64, device=device)
+        return torch.empty(shape, dtype=torch.int64, device=device)
     if columns == whole:
         number = torch.arange(first, first + count, device=device)
     else:
@@ -87,12 +96,31 @@ def random_bits(draw: Draw, shape: Sequence[int], device: torch.device | str | N
         number = (rows[:, None] + torch.arange(columns, device=device)).reshape(-1)
     last_page = (first + (count // columns - 1) * whole + columns - 1) >> 32
     if last_page == first >> 32:
-        return _hash(number & _LOW, draw.key(last_page)).view(tuple(shape))
+        return _hash(number & _LOW, draw.key(last_page)).view(shape)
     low, page = number & _LOW, number >> 32
     result = torch.zeros_like(number)
     for each in range(first >> 32, last_page + 1):
         result = torch.where(page == each, _hash(low, draw.key(each)), result)
-    return result.view(tuple(shape))
+    return result.view(shape)
+
+
+# To a tracing compiler an operator: the key is made of text, and a new step must not be a new graph.
+_random_bits_op = torch.library.custom_op(
+    "altgrad::random_bits",
+    _random_bits,
+    mutates_args=(),
+    schema=(
+        "(SymInt seed, SymInt step, str name, SymInt first, SymInt columns, SymInt whole, SymInt[] shape, Device device)"
+        " -> Tensor"
+    ),
+)
+
+
+@_random_bits_op.register_fake
+def _(
+    seed: int, step: int, name: str, first: int, columns: int, whole: int, shape: list[int], device: torch.device
+) -> Tensor:
+    return torch.empty(shape, dtype=torch.int64, device=device)
 
 
 def _hash(number: Tensor, key: tuple[int, int]) -> Tensor:
