@@ -54,6 +54,16 @@ class BlockFormat(Format):
         return self.element.max_finite
 
     @property
+    def scale_target(self) -> float:
+        """The magnitude that scaling by amax puts the largest element at."""
+        return self.element.scale_target
+
+    @property
+    def scaling_kind(self) -> str:
+        """The scaling policy that finds this format's scales, ``mx`` or ``nvfp4``."""
+        return "nvfp4" if self.tensor_scale else "mx"
+
+    @property
     def min_finite(self) -> float:
         """Lowest finite value of an element."""
         return self.element.min_finite

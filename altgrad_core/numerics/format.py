@@ -85,6 +85,12 @@ class Format(abc.ABC):
     def fits_float32(self) -> bool:
         """Whether every finite value is exactly a float32 value; of others a float32 tensor holds what it can."""
 
+    @property
+    def scale_target(self) -> float:
+        """The magnitude that scaling by amax puts the largest element at: the largest value, unless a format says
+        otherwise."""
+        return self.max_finite
+
     @abc.abstractmethod
     def value(self, code: int) -> float:
         """Return the value of a code in ``range(2 ** bits)``: a finite number, -0.0, an infinity or NaN."""

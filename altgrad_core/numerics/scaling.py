@@ -7,7 +7,7 @@ A scale is a float32 number with x ~ scale * q: one for the tensor (a 0-d tensor
 
 **One range.** Scales lie between 2^-126 and 2^126, so that they and their inverses are normal float32 numbers (those of
 ``mx`` between 2^-127 and 2^127, which is what e8m0 can say). Whoever feeds a tensor so extreme that this bound acts
-(amax / max_finite outside it) gets values that saturate or vanish, and the cast's statistics say so.
+(amax / scale_target outside it) gets values that saturate or vanish, and the cast's statistics say so.
 """
 
 from __future__ import annotations
@@ -89,14 +89,15 @@ def usable(amax: Tensor) -> Tensor:
 
 
 def scale_for(amax: Tensor, format: Format, *, power_of_two: bool, margin: int) -> Tensor:
-    """Return the scales that put each ``amax`` (float32, any shape) at most at the largest finite value, times 2^margin.
+    """Return the scales that put each ``amax`` (float32, any shape) at most at the format's ``scale_target``, times 2^margin.
 
-    With ``power_of_two`` it is the smallest power of two that does, else amax / max_finite itself, divided in float64
+    ``scale_target`` is the largest finite value, but for tapered formats (posits, takums), which have no precision there.
+    With ``power_of_two`` it is the smallest power of two that does, else amax / scale_target itself, divided in float64
     and rounded to float32. 1 where ``amax`` is 0, Inf or NaN. Kept between 2^-126 and 2^126.
     """
     # Each operation on a 0-d tensor costs a microsecond or two, which small layers feel: as few as possible.
     amax = torch.nan_to_num(amax, nan=0.0, posinf=0.0)
-    ratio = amax.double() / format.max_finite
+    ratio = amax.double() / format.scale_target
     if power_of_two:
         ratio = power_of_two_from(ratio)
     if margin:

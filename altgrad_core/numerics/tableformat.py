@@ -32,6 +32,9 @@ class TableFormat(Format):
     beyond: tuple[float, float] | None = None
     """What would come below the lowest and above the highest number: rounding to it, or past it, is overflow. None:
     every number beyond the lowest and the highest is overflow."""
+    amax_target: float | None = None
+    """Magnitude that scaling by amax puts the largest element at, for tables that are densest far below their largest
+    value; None: the largest value."""
 
     # Derived once.
     numbers: tuple[float, ...] = attrs.field(init=False, eq=False, repr=False)
@@ -53,6 +56,11 @@ class TableFormat(Format):
             raise AltgradError(
                 f"Format '{self.name}': beyond is a number below {self.numbers[0]!r} and one above "
                 f"{self.max_finite!r}, got {self.beyond!r}."
+            )
+        if self.amax_target is not None and not 0 < self.amax_target <= self.max_finite:
+            raise AltgradError(
+                f"Format '{self.name}': amax_target is above 0 and at most the largest value {self.max_finite!r}, got "
+                f"{self.amax_target!r}."
             )
         ends = () if self.beyond is None else self.beyond
         put(self, "constants", " ".join(repr(value) for value in (*self.table, *ends)))
@@ -95,6 +103,11 @@ class TableFormat(Format):
     def max_finite(self) -> float:
         """Largest finite value."""
         return self.numbers[-1]
+
+    @property
+    def scale_target(self) -> float:
+        """``amax_target``, or the largest finite value."""
+        return self.max_finite if self.amax_target is None else self.amax_target
 
     @property
     def min_positive(self) -> float:

@@ -22,6 +22,8 @@ from altgrad_core.numerics.modes import Rounding, Saturation
 from altgrad_core.numerics.tableformat import TableFormat, is_number
 
 _LARGEST = math.ldexp(1.0 - 2.0**-53, 1024)
+# The least magnitude that float32 rounds to infinity.
+_FLOAT32_OVERFLOW = 2.0**128 - 2.0**103
 # Veltkamp's: splits a float64 into two halves whose products are exact.
 _SPLITTER = 2.0**27 + 1.0
 
@@ -38,7 +40,7 @@ def round_to_table(
 
     ``y`` is not changed. NaN stays NaN, also where the table has none. ``bits`` are int64 numbers below 2^32, one an
     element, for ``stochastic``, which uses the top ``random_bits`` of each. Values that float32 does not hold are
-    rounded to it: give float64 for tables that are wider (``fits_float32``).
+    rounded to it, those beyond its range become the last within: give float64 for wider tables (``fits_float32``).
     """
     if torch.compiler.is_compiling():
         rounded: Tensor = _round_op(y, format.constants, rounding, saturation, bits, random_bits)
@@ -307,7 +309,12 @@ def _results(constants: str, rounding: str, saturation: str, dtype: torch.dtype,
         infinite = {"finite": end, "propagate": kept, "none": lost}[saturation]
         sides.append((finite, infinite))
     (low, minus), (high, plus) = sides
-    return torch.tensor([minus, low, *numbers, high, plus], dtype=torch.float64).to(dtype).to(device)
+    results = [minus, low, *numbers, high, plus]
+    if dtype is torch.float32:
+        # A finite value must not become Inf, which the table may not have: the last one that float32 holds stands in.
+        held = [number for number in numbers if abs(number) < _FLOAT32_OVERFLOW] or numbers
+        results = [min(max(value, held[0]), held[-1]) if math.isfinite(value) else value for value in results]
+    return torch.tensor(results, dtype=torch.float64).to(dtype).to(device)
 
 
 @functools.lru_cache(maxsize=256)

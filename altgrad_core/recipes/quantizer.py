@@ -45,9 +45,9 @@ class Quantizer(nn.Module):
         self.format: Format = found.element if isinstance(found, BlockFormat) else found
         """What the operand's elements are cast to; of a block format the format of its elements."""
         choice = operand.scaling
-        if isinstance(found, BlockFormat) and choice.kind != (own := "nvfp4" if found.tensor_scale else "mx"):
+        if isinstance(found, BlockFormat) and choice.kind != found.scaling_kind:
             raise AltgradError(
-                f"The block format '{found.name}' has scales of its own, scaling '{own}'; got scaling '{choice.kind}'. "
+                f"The block format '{found.name}' has scales of its own, scaling '{found.scaling_kind}'; got scaling '{choice.kind}'. "
                 f"Leave 'scaling' out, or take the format of its elements, '{found.element.name}'."
             )
         self.scaling: ScalingPolicy = installed().get("scaling", choice.kind).value(choice.options, found)

@@ -56,7 +56,7 @@ class CastResolver:
         """Return the scaling of a cast that names none."""
         found = self._format(format)
         if isinstance(found, BlockFormat):
-            return choose(self.plugins, "scaling", _own_scaling(found))
+            return choose(self.plugins, "scaling", found.scaling_kind)
         wide = isinstance(found, FloatFormat) and found.max_finite >= 2.0**127
         return choose(self.plugins, "scaling", "none" if wide else "current")
 
@@ -146,19 +146,15 @@ class CastResolver:
 
     def _check_scaling(self, name: str, scaling: Choice, where: tuple[str, ...]) -> None:
         format = self._format(name)
-        if isinstance(format, BlockFormat) and scaling.kind != _own_scaling(format):
+        if isinstance(format, BlockFormat) and scaling.kind != format.scaling_kind:
             message = (
-                f"the block format '{name}' has scales of its own, kind '{_own_scaling(format)}', so '{scaling.kind}' "
+                f"the block format '{name}' has scales of its own, kind '{format.scaling_kind}', so '{scaling.kind}' "
                 f"cannot choose them; leave scaling out, or cast to its elements' format '{format.element.name}'"
             )
             raise StructureError([Problem(where, message)])
 
 
 _NOT_STOCHASTIC = 'has no effect, because the rounding is not stochastic; add rounding = "stochastic" or leave it out'
-
-
-def _own_scaling(format: BlockFormat) -> str:
-    return "nvfp4" if format.tensor_scale else "mx"
 
 
 def check_random_bits(how: Mapping[str, Any], casts: list[OperandCast]) -> None:

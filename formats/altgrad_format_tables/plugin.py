@@ -12,6 +12,10 @@ from altgrad_format_tables.tapered import linear_takum, posit, takum
 
 _NEAREST = "cast to the nearest value, where the standard rounds the code and never to zero"
 
+# Tapered formats are densest around 1 and have nothing but powers, or worse, near their largest value. The amax of a
+# normal tensor, about 5 of its standard deviations, at 4 to 8 puts the standard deviation near 1.
+_TAPERED = 8.0
+
 # Appendix E of the paper, with the digits of its implementation in bitsandbytes: float32 numbers.
 _NF4 = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -24,18 +28,21 @@ FORMATS = (
     TableFormat(
         name="posit8",
         table=[posit(code, 8) for code in range(256)],
+        amax_target=_TAPERED,
         source="Standard for Posit Arithmetic (2022), 8 bits, es = 2",
         note=_NEAREST,
     ),
     TableFormat(
         name="takum8",
         table=[takum(code, 8) for code in range(256)],
+        amax_target=_TAPERED,
         source="arXiv 2404.18603: logarithmic takum, 8 bits",
         note=f"base sqrt(e), up to 8e51: float32 does not reach its ends; {_NEAREST}",
     ),
     TableFormat(
         name="takum_linear8",
         table=[linear_takum(code, 8) for code in range(256)],
+        amax_target=_TAPERED,
         source="arXiv 2408.10594: linear takum, 8 bits",
         note=f"up to 2^239: float32 does not reach its ends; {_NEAREST}",
     ),

@@ -212,6 +212,7 @@ def their_values(
 def check_against_gfloat(f: FloatFormat) -> None:
     """Every value, midpoint and neighbour of the format in every deterministic mode, and stochastic with given bits."""
     x = points(f)
+    x = x[(x == 0) | (x.double() / f.min_positive != 0)]  # see test_gfloat_loses_numbers_far_below_the_smallest_value
     if not f.signed:
         x = x[~torch.signbit(x)]  # see test_gfloat_has_no_answer_for_negative_numbers_in_unsigned_formats
     for rounding, saturation in itertools.product(ROUNDINGS[:-1], SATURATIONS):
@@ -221,6 +222,16 @@ def check_against_gfloat(f: FloatFormat) -> None:
         bits = random_bits(DRAW, x.shape) >> (32 - count)
         got = quantize(x, f, rounding="stochastic", saturation=saturation, draw=DRAW, random_bits=count)
         assert_same(got, their_values(f, x, "stochastic", saturation, bits, count), x)
+
+
+@pytest.mark.usefixtures("each_kernel")
+def test_gfloat_loses_numbers_far_below_the_smallest_value() -> None:
+    """It divides by the unit in float64, where the quotient vanishes; rounded up such a number is the smallest value."""
+    f = FloatFormat(name="all values above 1", exponent_bits=4, mantissa_bits=3, bias=-60)
+    x = torch.tensor([5e-324], dtype=torch.float64)
+    assert their_values(f, x, "up", "finite").item() == 0.0
+    assert quantize(x, f, rounding="up").item() == f.min_positive
+    assert quantize_exactly(5e-324, f, rounding="up") == f.min_positive
 
 
 @pytest.mark.usefixtures("each_kernel")
