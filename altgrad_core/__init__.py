@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from altgrad_core.numerics.stochastic import Draw
     from altgrad_core.recipes.convert import ConversionSummary, convert
     from altgrad_core.recipes.recipe import Recipe
+    from altgrad_core.recipes.step_casts import StepCasts
 
 _LAZY = {
     "BlockFormat": "altgrad_core.numerics.formats",
@@ -30,6 +31,7 @@ _LAZY = {
     "Format": "altgrad_core.numerics.formats",
     "Recipe": "altgrad_core.recipes.recipe",
     "Run": "altgrad_core.analysis.runs",
+    "StepCasts": "altgrad_core.recipes.step_casts",
     "TableFormat": "altgrad_core.numerics.formats",
     "convert": "altgrad_core.recipes.convert",
     "decode": "altgrad_core.numerics.codes",
@@ -50,6 +52,7 @@ __all__ = [
     "Recipe",
     "Run",
     "RunFailed",
+    "StepCasts",
     "TableFormat",
     "convert",
     "decode",

@@ -81,20 +81,21 @@ def number_line():
 def steps():
     """Return the staircase of the smallest interesting format, with what happens where."""
     made, axes = figure(4.0)
-    x = between(0, 8, 3201)
+    x = between(0, 9, 3601)
     axes.plot(x, x, color=SOFT, linewidth=0.8, linestyle=(0, (4, 3)))
     axes.plot(x, staircase(get_format("e2m1fn"), x), color=BLUE, linewidth=1.8)
-    ties = [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0]
+    ties = [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 7.0]
     axes.plot(ties, staircase(get_format("e2m1fn"), ties), "o", color=RED, markersize=5, zorder=3)
-    regions = [(0, 0.25, "#f3dcd2"), (0.25, 1, "#fbf0da"), (6, 8, "#e3ecf5")]
+    regions = [(0, 0.25, "#f3dcd2"), (0.25, 1, "#fbf0da"), (7, 9, "#e3ecf5")]
     for low, high, color in regions:
         axes.axvspan(low, high, color=color, linewidth=0, zorder=0)
     soft, red = ({"arrowstyle": "-", "color": color, "linewidth": 0.8} for color in (SOFT, RED))
     axes.annotate("becomes 0", (0.13, 0.08), (1.6, 0.3), va="center", arrowprops=soft)
     axes.annotate("subnormal: the spacing\nstays that from 1 to 2", (0.6, 0.7), (0.15, 3.6), arrowprops=soft)
-    axes.text(7.0, 5.2, "saturates:\n6, the largest", ha="center", va="top")
+    axes.text(8.0, 5.2, "saturates:\n6, the largest", ha="center", va="top")
     axes.annotate("tie: to the\neven code", (5.0, 4.0), (5.3, 2.6), arrowprops=red)
-    axes.set_xlim(0, 8)
+    axes.annotate("tie of 6 and 8: the even code\nis that of 8, beyond the largest", (7.0, 6.0), (5.3, 1.0), arrowprops=red)
+    axes.set_xlim(0, 9)
     axes.set_ylim(-0.2, 6.6)
     axes.set_yticks([0, 0.5, 1, 1.5, 2, 3, 4, 6], ["0", "0.5", "1", "1.5", "2", "3", "4", "6"])
     axes.set_xlabel("x")
@@ -226,7 +227,7 @@ def blocks():
     for axes, (q, title) in zip(both, ways, strict=True):
         lost = int((q == 0).sum())
         axes.set_title(title, loc="left")
-        axes.set_title(f"{lost} of 128 become 0, SQNR of the others {_others(x, q):.1f} dB", loc="right", fontsize=8.5)
+        axes.set_title(f"{lost} of 128 become 0, SQNR without the 40: {_without_outlier(x, q):.1f} dB", loc="right", fontsize=8.5)
         ticks(axes, range(128), 0.0, x.tolist(), SOFT)
         axes.plot(q.tolist(), ".", color=BLUE, markersize=4)
         for edge in (31.5, 63.5, 95.5):
@@ -239,7 +240,7 @@ def blocks():
     return made
 
 
-def _others(x, q):
+def _without_outlier(x, q):
     keep = torch.ones(128, dtype=torch.bool)
     keep[70] = False
     return sqnr.sqnr_db(x[keep], q[keep])

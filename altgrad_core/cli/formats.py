@@ -35,6 +35,7 @@ def formats(
     at: Annotated[
         str | None, typer.Option("--at", metavar="X,X,...", help="What these numbers are cast to, and the error.")
     ] = None,
+    scale: Annotated[float, typer.Option(help="For --at: cast X / scale, and multiply back.")] = 1.0,
     sqnr: Annotated[
         bool, typer.Option("--sqnr", help="Signal to quantization-noise ratio on standard distributions, in dB.")
     ] = False,
@@ -66,8 +67,10 @@ def formats(
     found = [get_format(name) for name in names or []]
     noise = sqnr or tensor is not None
     _check(found, values=values, at=at, plot=plot)
-    shows_casts = noise or at is not None or plot is not None or len(found) > 1
+    shows_numbers = at is not None or (len(found) > 1 and not noise and plot is None)
+    shows_casts = noise or shows_numbers or plot is not None
     for option, given, applies, where in (
+        ("--scale", scale != 1.0, shows_numbers, "--at"),
         ("--scaling", scaling != "current", noise, "--sqnr or --tensor"),
         ("--samples", samples != _SAMPLES, sqnr, "--sqnr"),
         ("--seed", seed != 0, sqnr, "--sqnr"),
@@ -84,12 +87,12 @@ def formats(
             found = _small()
         answer.update(_noise(console, found, _signals(sqnr, tensor, samples, seed), scaling, modes, quiet=json_))
         answer.update({"samples": samples, "seed": seed} if sqnr else {})
-    if at is not None or (len(found) > 1 and not noise and plot is None):
-        answer.update(_points(console, found, at, modes, quiet=json_))
+    if shows_numbers:
+        answer.update(_points(console, found, at, scale, modes, quiet=json_))
     if plot is not None:
         from altgrad_core.analysis.formats import figure
 
-        figure.write(plot, found, **modes)
+        figure.write(plot, found, tensor=tensor is not None, **modes)
         if not json_:
             console.print(f"Wrote {plot}", markup=False, soft_wrap=True)
     elif not answer and not json_:
@@ -126,22 +129,25 @@ def _pages(console: Console, found: list[Format], *, values: bool) -> None:
     show(console, [("", ""), *folded([*said, installed().hint().strip()], console.width)])
 
 
-def _points(console: Console, found: list[Format], at: str | None, modes: Any, *, quiet: bool) -> dict[str, Any]:
+def _points(
+    console: Console, found: list[Format], at: str | None, scale: float, modes: Any, *, quiet: bool
+) -> dict[str, Any]:
     from altgrad_core.analysis.formats import compare, listing
     from altgrad_core.analysis.formats.layout import folded, show
     from altgrad_core.numerics.formats import BlockFormat
 
     magnitudes = compare.MAGNITUDES if at is None else compare.parse_magnitudes(at)
-    cast = compare.points(found, magnitudes, **modes)
+    cast = compare.points(found, magnitudes, scale=scale, **modes)
     if not quiet:
         if len(found) > 1:
             show(console, [*listing.table([("", found)], console.width), ("", "")])
         show(console, compare.table(cast, console.width))
-        said = [f"Rounding {modes['rounding']}, saturation {modes['saturation']}, scale 1."]
+        said = [f"Rounding {modes['rounding']}, saturation {modes['saturation']}, scale {scale:.9g}."]
         if any(isinstance(format, BlockFormat) for format in found):
-            said.append("In a block format each number is alone in its block, under the block's own scale.")
+            ignored = "" if scale == 1 else ", whatever --scale says"
+            said.append(f"In a block format each number is alone in its block, under the block's own scale{ignored}.")
         show(console, [("", ""), *folded(said, console.width)])
-    return {"at": [_plain(point.as_dict()) for point in cast]}
+    return {"at": [_plain(point.as_dict()) for point in cast], "scale": scale}
 
 
 def _signals(sqnr: bool, tensor: str | None, samples: int, seed: int) -> list[Signal]:

@@ -228,6 +228,10 @@ def _check_modes(rounding: Rounding, saturation: Saturation, draw: Draw | None, 
             "Stochastic rounding needs to know which random bits to draw, so that they can be drawn again: pass "
             "draw=Draw(seed=..., step=..., name=...)."
         )
+    if not isinstance(draw, Draw):
+        raise AltgradError(
+            f"draw is a Draw, which names the random bits, got {draw!r:.60}; pass draw=Draw(seed=..., step=..., name=...)."
+        )
     if not 1 <= random_bits <= MAX_RANDOM_BITS:
         raise AltgradError(f"random_bits is from 1 to {MAX_RANDOM_BITS}, got {random_bits}.")
 

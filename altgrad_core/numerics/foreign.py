@@ -20,6 +20,11 @@ _BLOCK_FIELDS = ("name", "etype", "k", "stype")
 _TABLE_BITS = 16
 
 
+def is_gfloat(value: Any) -> bool:
+    """Whether ``value`` looks like a gfloat ``FormatInfo`` or ``BlockFormatInfo``."""
+    return any(all(hasattr(value, field) for field in fields) for fields in (_FIELDS, _BLOCK_FIELDS))
+
+
 def from_gfloat(info: Any) -> Format:
     """Return the format that a gfloat ``FormatInfo`` or ``BlockFormatInfo`` describes: the same values, same codes.
 

@@ -11,6 +11,10 @@ from altgrad_core.numerics.format import Format
 from altgrad_core.numerics.names import parse_format
 from altgrad_core.plugins import installed
 
+_E4M3 = (
+    " The E4M3 of the OCP specification and of hardware documents is 'e4m3fn' here (max 448); 'e4m3' here is LLVM's, which "
+    "has infinities (max 240)."
+)
 # Names of other projects and documents -> the name here. They are refused, not accepted, because several of them
 # (E4M3 above all) mean different value sets in different places.
 OTHER_NAMES = {
@@ -23,7 +27,7 @@ OTHER_NAMES = {
     "binary32": "fp32",
     "tensorfloat32": "tf32",
     "fp8": "e4m3fn' or 'e5m2",
-    "fp8_e4m3": "e4m3fn",
+    "fp8_e4m3": "e4m3",
     "fp8_e5m2": "e5m2",
     "float8_e3m4": "e3m4",
     "float8_e4m3": "e4m3",
@@ -77,17 +81,39 @@ def get_format(name: str | Format | Any) -> Format:
 
 
 def _refusal(name: str) -> str:
+    advice = _advice(name)
+    rules = (
+        ""
+        if advice
+        else (
+            "; any e<E>m<M>, e<E>m<M>fn, e<E>m<M>fnuz, e<E>m<M>f or binary<K>p<P><s|u><e|f> (IEEE P3109) is understood, too"
+        )
+    )
+    return f"Unknown format '{name}'.{advice} `altgrad formats` lists all{rules}.{installed().hint()}"
+
+
+def _advice(name: str) -> str:
+    """Return the sentence that says what the name may have meant, or an empty string."""
     known = format_names()
     plain = name.strip().lower().replace("-", "_").removeprefix("torch.")
     here = OTHER_NAMES.get(plain)
     if (match := _GFLOAT_P3109.fullmatch(plain)) is not None:
         here = f"binary{match[1]}p{match[2]}{match[3]}"
-    elif here is None and plain != name and (plain in known or parse_format(plain) is not None):
+    elif here is None and plain != name and _is_format(plain, known):
         here = plain
-    advice = f" It is called '{here}' here." if here else nearest(name, known)
-    if "e4m3" in plain:
-        advice += " (E4M3 of the OCP specification and of hardware documents is 'e4m3fn'; 'e4m3' has infinities.)"
-    return (
-        f"Unknown format '{name}'.{advice} Known: {', '.join(known)}; and any e<E>m<M>, e<E>m<M>fn, e<E>m<M>fnuz or "
-        f"e<E>m<M>f, and IEEE P3109's binary<K>p<P><s|u><e|f>.{installed().hint()}"
-    )
+    advice = f" It is called '{here}' here." if here else _similar(plain, known)
+    return _E4M3 if "'e4m3'" in advice else advice
+
+
+def _similar(name: str, known: list[str]) -> str:
+    # Two letters that changed places (e4m3nf) are nearer than what differs by one: difflib would say e4m3f.
+    swapped = (f"{name[:i]}{name[i + 1]}{name[i]}{name[i + 2 :]}" for i in range(len(name) - 1))
+    meant = next((other for other in swapped if _is_format(other, known)), None)
+    return nearest(name, known) if meant is None else f" Did you mean '{meant}'?"
+
+
+def _is_format(name: str, known: list[str]) -> bool:
+    try:
+        return name in known or parse_format(name) is not None
+    except AltgradError:  # spelled like a format, but none that casts can hold
+        return False

@@ -42,6 +42,8 @@ class ConversionSummary:
     """Every linear layer, in the order of ``model.named_modules()``."""
     unused_overrides: tuple[str, ...]
     """Patterns of overrides that matched no linear layer, nor, with ``weight_storage``, another with a matrix."""
+    left_to_step_casts: tuple[str, ...]
+    """What else the recipe casts, which ``convert`` does not: ``gradient``, ``weight_storage``, ... See ``StepCasts``."""
 
     @property
     def converted(self) -> list[str]:
@@ -57,6 +59,8 @@ class ConversionSummary:
         lines = [f"{self.recipe}: {len(self.converted)} of {len(self.layers)} linear layers converted"]
         lines += [f"  left alone: {name} ({reason})" for name, reason in self.skipped.items()]
         lines += [f"  override '{pattern}' matches no layer" for pattern in self.unused_overrides]
+        if self.left_to_step_casts:
+            lines.append(f"  not cast here: {', '.join(self.left_to_step_casts)}; that takes altgrad.StepCasts")
         return "\n".join(lines)
 
 
@@ -68,7 +72,7 @@ def convert(model: nn.Module, recipe: str | Mapping[str, Any] | Recipe) -> tuple
     ``nn.Linear`` are left alone, since they may compute something else. ``recipe`` is a name (``"e5m2"``, ``"hybrid"``,
     any format), a table as in ``experiments.toml``, or a ``Recipe``. The rest of a recipe is not the layers' business: run
     the model under ``torch.autocast`` where it says ``compute = "bf16"``, and give it to
-    ``altgrad_core.recipes.step_casts.StepCasts``, which casts gradients, stored weights, optimizer state and saved
+    ``altgrad.StepCasts``, which casts gradients, stored weights, optimizer state and saved
     activations in a training loop of your own, and is where stochastic rounding gets its seed and step.
     Gradients of gradients are refused. A layer that activation checkpointing computes twice casts and counts
     twice, and with stochastic rounding draws twice.
@@ -77,11 +81,11 @@ def convert(model: nn.Module, recipe: str | Mapping[str, Any] | Recipe) -> tuple
     """
     if control_of(model) is not None:
         raise AltgradError("This model is converted already; convert a fresh one.")
-    if not isinstance(recipe, Recipe):
-        recipe = resolve_recipe(recipe)
+    recipe = resolve_recipe(recipe)
     control = CastControl()
     reports, used = [], set()
-    stores = any(each.weight_storage is not None for each in (recipe, *(o.recipe for o in recipe.overrides)))
+    left = recipe.step_casts()
+    stores = "weight_storage" in left
     for name, module in list(model.named_modules()):
         override = next((o for o in recipe.overrides if fnmatch.fnmatchcase(name, o.match)), None)
         if override is not None and (isinstance(module, nn.Linear) or (stores and _has_matrix(module))):
@@ -104,7 +108,9 @@ def convert(model: nn.Module, recipe: str | Mapping[str, Any] | Recipe) -> tuple
             )
         )
     unused = tuple(o.match for o in recipe.overrides if o.match not in used)
-    return model, ConversionSummary(recipe=recipe.name, layers=tuple(reports), unused_overrides=unused)
+    return model, ConversionSummary(
+        recipe=recipe.name, layers=tuple(reports), unused_overrides=unused, left_to_step_casts=left
+    )
 
 
 def _has_matrix(module: nn.Module) -> bool:

@@ -47,8 +47,8 @@ class Quantizer(nn.Module):
         choice = operand.scaling
         if isinstance(found, BlockFormat) and choice.kind != found.scaling_kind:
             raise AltgradError(
-                f"The block format '{found.name}' has scales of its own, scaling '{found.scaling_kind}'; got scaling '{choice.kind}'. "
-                f"Leave 'scaling' out, or take the format of its elements, '{found.element.name}'."
+                f"The block format '{found.name}' has scales of its own, scaling '{found.scaling_kind}'; got scaling "
+                f"'{choice.kind}'. Leave 'scaling' out, or take the format of its elements, '{found.element.name}'."
             )
         self.scaling: ScalingPolicy = installed().get("scaling", choice.kind).value(choice.options, found)
         self.fits_bfloat16 = self.format.fits_bfloat16 and self.scaling.keeps_bfloat16

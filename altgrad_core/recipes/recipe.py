@@ -12,10 +12,13 @@ GEMM sums over, once for each. Beyond the operands a recipe casts what a step le
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
 
+from altgrad_core.errors import AltgradError
+from altgrad_core.numerics.foreign import is_gfloat
+from altgrad_core.numerics.format import Format
 from altgrad_core.numerics.modes import Rounding, Saturation
 from altgrad_core.plugins import Choice
 
@@ -26,11 +29,20 @@ OPERANDS = ("input", "weight", "grad_output")
 STATES = ("weight_storage", "optimizer_state", "saved_activations")
 
 
+def refuse_format(value: Any) -> None:
+    """Raise ``AltgradError`` for a format itself, where a recipe names one."""
+    if isinstance(value, Format) or is_gfloat(value):
+        raise AltgradError(
+            f"A recipe names formats, so that run files and reports can; got the format '{value.name}' itself. Write the "
+            "name of a known one, or register yours with a plugin (docs/plugins.md); quantize() takes it as it is."
+        )
+
+
 @attrs.frozen(kw_only=True)
 class OperandCast:
     """How one operand is cast."""
 
-    format: str
+    format: str = attrs.field(validator=lambda _, __, value: refuse_format(value))
     """Name of the number format."""
     scaling: Choice
     """How the decode scale is chosen."""
@@ -108,10 +120,26 @@ class Recipe:
     overrides: tuple[Override, ...] = ()
     """Exceptions for some layers, first match wins."""
 
+    def __attrs_post_init__(self) -> None:
+        for key in (*OPERANDS, "gradient", *STATES):
+            value = getattr(self, key)
+            wanted = OptimizerStateCasts if key == "optimizer_state" else OperandCast
+            if value is not None and not isinstance(value, wanted):
+                refuse_format(value)
+                raise AltgradError(
+                    f"Recipe({key}=...) takes {wanted.__name__}, got {value!r:.60}; convert() also takes a table, such as "
+                    f'{{"{key}": "e4m3fn"}}.'
+                )
+
     def casts(self) -> dict[str, OperandCast]:
         """Return operand name -> cast, for the operands that are cast."""
         found = {name: getattr(self, name) for name in OPERANDS}
         return {name: cast for name, cast in found.items() if cast is not None}
+
+    def step_casts(self) -> tuple[str, ...]:
+        """Return which of ``gradient`` and ``STATES`` are cast, in some layers at least."""
+        every = (self, *(override.recipe for override in self.overrides))
+        return tuple(key for key in ("gradient", *STATES) if any(getattr(recipe, key) is not None for recipe in every))
 
     def all_casts(self) -> dict[str, OperandCast]:
         """Return key -> cast for everything that is cast: operands, ``gradient``, ``optimizer_state.exp_avg``, ..."""

@@ -22,7 +22,7 @@ import attrs
 
 from altgrad_core.errors import AltgradError, nearest, unknown
 from altgrad_core.plugins import Choice, Plugins, installed
-from altgrad_core.recipes.recipe import OPERANDS, STATES, Backend, Compute, OperandCast, Override, Recipe
+from altgrad_core.recipes.recipe import OPERANDS, STATES, Backend, Compute, OperandCast, Override, Recipe, refuse_format
 from altgrad_core.recipes.resolve_cast import CAST_KEYS, HOW, CastResolver, cast_table, check_random_bits, state_table
 from altgrad_core.spelling import shown
 from altgrad_core.structure import Collector, Problem, StructureError, structure
@@ -32,8 +32,8 @@ _HELD = (*OPERANDS, "gradient")  # what scaling, rounding, ... of the table hold
 _KEYS = ("name", "base", *CASTS, "scaling", *HOW, "compute", "backend", "overrides")
 
 
-def resolve_recipe(spec: str | Mapping[str, Any], *, plugins: Plugins | None = None) -> Recipe:
-    """Return the recipe that a name or a table means; ``plugins`` defaults to the installed ones.
+def resolve_recipe(spec: str | Mapping[str, Any] | Recipe, *, plugins: Plugins | None = None) -> Recipe:
+    """Return the recipe that a name or a table means, and a ``Recipe`` as it is; ``plugins`` defaults to the installed ones.
 
     Raises ``AltgradError`` with every unknown key, format, recipe, scaling and wrong value, each with its key path.
     """
@@ -64,6 +64,7 @@ class _Resolver(CastResolver):
             return self._named(spec, compute, within)
         if isinstance(spec, Mapping):
             return self._table(spec, compute, within)
+        refuse_format(spec)
         raise StructureError([Problem((), f"expected the name of a recipe or a format, or a table, got {shown(spec)}")])
 
     def _named(self, name: str, compute: Compute, within: tuple[str, ...]) -> Recipe:
@@ -104,6 +105,7 @@ class _Resolver(CastResolver):
         base = Recipe(name="", compute=compute)
         if "base" in table:
             with collector.at("base"):
+                refuse_format(table["base"])
                 base = self._named(structure(table["base"], str), compute, within)
         compute = values.get("compute", base.compute)
         inherited = [attrs.evolve(o, recipe=attrs.evolve(o.recipe, compute=compute)) for o in base.overrides]

@@ -16,7 +16,7 @@ from altgrad_core.numerics.formats import BlockFormat, FloatFormat, Format
 from altgrad_core.numerics.modes import Rounding, Saturation
 from altgrad_core.numerics.registry import get_format
 from altgrad_core.plugins import Choice, Plugins
-from altgrad_core.recipes.recipe import NamedCast, OperandCast, OptimizerStateCasts
+from altgrad_core.recipes.recipe import NamedCast, OperandCast, OptimizerStateCasts, refuse_format
 from altgrad_core.spelling import shown
 from altgrad_core.structure import Collector, Problem, StructureError, choose, structure, unstructure
 
@@ -82,6 +82,7 @@ class CastResolver:
         if spec is None and base is None:
             return None
         if spec is not None and not isinstance(spec, str | Mapping):
+            refuse_format(spec)
             raise StructureError([Problem((), f"expected the name of a format or a table, got {shown(spec)}")])
         own: Mapping[str, Any] = {} if spec is None else {"format": spec} if isinstance(spec, str) else spec
         collector, said = Collector(), {}
@@ -91,6 +92,7 @@ class CastResolver:
         said = self.how(own, collector)
         if "format" in own:
             with collector.at(*(() if isinstance(spec, str) else ("format",))):
+                refuse_format(own["format"])
                 said["format"] = self.format_name(structure(own["format"], str))
         elif base is None:
             collector.add(("format",), "missing; it has no default")

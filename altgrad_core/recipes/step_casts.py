@@ -2,7 +2,7 @@
 
 A training loop of your own calls it like this::
 
-    casts = StepCasts(model, optimizer, recipe, seed=0)      # after convert(model, recipe)
+    casts = altgrad.StepCasts(model, optimizer, recipe, seed=0)      # after altgrad.convert(model, recipe)
     for step in range(1, steps + 1):
         casts.begin_step(step)
         with casts.forward_pass():
@@ -27,6 +27,7 @@ from altgrad_core.recipes.control import CastControl, control_of
 from altgrad_core.recipes.gradients import GradientCast
 from altgrad_core.recipes.optimizer_state import OptimizerStateCast
 from altgrad_core.recipes.recipe import Recipe
+from altgrad_core.recipes.resolve import resolve_recipe
 from altgrad_core.recipes.weights import WeightStorage
 
 
@@ -40,10 +41,15 @@ def check_step_casts(model: nn.Module, recipe: Recipe) -> None:
 class StepCasts:
     """The casts of gradients, weights, optimizer state and saved activations, as far as the recipe has them.
 
-    Weights are cast for the first time here, so that no training step sees what their format cannot hold.
+    Weights are cast for the first time here, so that no training step sees what their format cannot hold. ``recipe`` is
+    what ``convert`` takes: a name, a table or a ``Recipe``; ``seed`` is that of stochastic rounding's random bits. Raises
+    ``AltgradError`` when the recipe does not exist or a scaling does not go with what it scales.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, *, seed: int) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: str | Mapping[str, Any] | Recipe, *, seed: int
+    ) -> None:
+        recipe = resolve_recipe(recipe)
         control = control_of(model)
         if control is None:
             control = CastControl()

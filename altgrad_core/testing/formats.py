@@ -207,6 +207,9 @@ class FormatConformance:
         f, x = self.fmt, landmarks(self.fmt).float()
         for saturation in SATURATIONS:
             wide = quantize(x.double(), f, saturation=saturation)
+            if isinstance(f, TableFormat):  # float32 makes the last value that it holds of those beyond its range
+                held = [number for number in f.numbers if abs(number) < 2.0**128]
+                wide = torch.where(torch.isfinite(wide), wide.clamp(held[0], held[-1]), wide)
             assert_same(wide.float(), quantize(x, f, saturation=saturation), x)
         # Just beside a tie, by less than float32 can say.
         if isinstance(f, TableFormat):

@@ -36,7 +36,9 @@ _RATES = {
 }
 # What keeps a user from drawing the wrong conclusion.
 _KEPT = " Small updates still add up in the FP32 master weights until the cast value moves."
-_KEPT_ON_AVERAGE = " Without a master copy of the weights, stochastic rounding keeps small updates on average."
+_KEPT_ON_AVERAGE = (
+    " This run has no master copy of the weights, but it rounds them stochastically: on average no update is lost."
+)
 _LOST = ' Without a master copy of the weights these updates are lost; rounding = "stochastic" keeps them on average.'
 
 

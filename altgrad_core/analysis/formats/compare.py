@@ -35,6 +35,8 @@ class Point:
     """The probability of ``above``."""
     ulp: float | None
     """Distance between neighbouring values of the format around x; None for block formats."""
+    overflow: bool
+    """Whether x is finite and rounds to beyond the largest value; stochastically: would, rounded to nearest."""
 
     @property
     def error(self) -> float | None:
@@ -65,24 +67,42 @@ def points(
     formats: Sequence[Format],
     magnitudes: Sequence[float] = MAGNITUDES,
     *,
+    scale: float = 1.0,
     rounding: Rounding = "nearest_even",
     saturation: Saturation = "finite",
 ) -> list[Point]:
     """Cast each number in float64 to each format, in this order: all formats of the first number, of the second...
 
-    In a block format each number is the only one of its block.
+    In a block format each number is the only one of its block, under the block's own scale, whatever ``scale`` is.
+    Raises ``AltgradError`` for a scale that is not positive and finite.
     """
-    return [_point(format, x, rounding, saturation) for x in magnitudes for format in formats]
+    if not 0 < scale < math.inf:
+        raise AltgradError(f"--scale is a positive number, got {scale:g}.")
+    return [_point(format, x, scale, rounding, saturation) for x in magnitudes for format in formats]
 
 
-def _point(format: Format, x: float, rounding: Rounding, saturation: Saturation) -> Point:
+def _point(format: Format, x: float, scale: float, rounding: Rounding, saturation: Saturation) -> Point:
     import torch
 
-    from altgrad_core.numerics.cast import quantize
+    from altgrad_core.numerics.blocks import block_scale
+    from altgrad_core.numerics.cast import cast
     from altgrad_core.numerics.codes import ulp
+    from altgrad_core.numerics.statistics import CastStatistics
+
+    alone = torch.tensor([x], dtype=torch.float64)
+    element, own, block = format, torch.tensor(scale, dtype=torch.float32), None
+    if isinstance(format, BlockFormat):
+        own, block = block_scale(alone, format)
+        element = format.element
+
+    def cast_by(mode: Rounding) -> tuple[float, bool]:
+        how: Any = {"scale": own, "block": block, "multiplier": own, "dtype": torch.float64, "statistics": True}
+        value, vector = cast(alone, element, rounding=mode, saturation=saturation, **how)
+        assert vector is not None
+        return value.item(), CastStatistics.from_values(vector.tolist()).overflow > 0
 
     def to(mode: Rounding) -> float:
-        return float(quantize(torch.tensor([x], dtype=torch.float64), format, rounding=mode, saturation=saturation)[0])
+        return cast_by(mode)[0]
 
     above = chance = None
     if rounding == "stochastic":
@@ -93,8 +113,9 @@ def _point(format: Format, x: float, rounding: Rounding, saturation: Saturation)
             value = to("nearest_even")
     else:
         value = to(rounding)
-    distance = None if isinstance(format, BlockFormat) else float(ulp(torch.tensor(x, dtype=torch.float64), format))
-    return Point(x=x, format=format.name, value=value, above=above, chance=chance, ulp=distance)
+    distance = None if isinstance(format, BlockFormat) else float(ulp(alone, format, scale=scale)[0])
+    overflow = cast_by("nearest_even" if rounding == "stochastic" else rounding)[1]
+    return Point(x=x, format=format.name, value=value, above=above, chance=chance, ulp=distance, overflow=overflow)
 
 
 COLUMNS = (
@@ -103,6 +124,7 @@ COLUMNS = (
     Column("value", lambda row: _value(row[1])),
     Column("relative\nerror", lambda row: _error(row[1])),
     Column("ulp", lambda row: number(row[1].ulp), rank=1),
+    Column("", lambda row: _fate(row[1]), left=True),
 )
 
 
@@ -120,7 +142,20 @@ def table(found: Sequence[Point], width: int) -> list[tuple[str, str]]:
 def _value(point: Point) -> str:
     if point.above is None or point.chance is None:
         return number(point.value)
-    return f"{100 - 100 * point.chance:.3g} % {number(point.value)}, {100 * point.chance:.3g} % {number(point.above)}"
+    below, above = _percent(1 - point.chance), _percent(point.chance)
+    return f"{below} {number(point.value)}, {above} {number(point.above)}"
+
+
+def _percent(chance: float) -> str:
+    if chance < 1e-4:
+        return "<0.01 %"
+    return ">99.99 %" if chance > 1 - 1e-4 else f"{100 * chance:.3g} %"
+
+
+def _fate(point: Point) -> str:
+    if point.above is None and point.value == 0 and point.x != 0:
+        return "vanished"
+    return "clamped" if math.isfinite(point.value) and (point.overflow or math.isinf(point.x)) else ""
 
 
 def _error(point: Point) -> str:

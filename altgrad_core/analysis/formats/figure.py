@@ -23,7 +23,7 @@ _DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.5)), (0, (1.5, 1.2)))
 ENDINGS = (".png", ".svg", ".html")
 MOST = len(SERIES) * len(_DASHES)
 _STEPS = 801  # points of a staircase
-_SPACINGS = 8  # smallest values shown near zero
+_BINADES = 4  # shown near zero, from the coarsest format's smallest value on
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _TICKS = 9  # of a logarithmic axis, at most
 _SHOWN_DB = 100  # above, wide formats would squeeze the narrow ones together
@@ -35,8 +35,12 @@ def write(
     *,
     rounding: Rounding = "nearest_even",
     saturation: Saturation = "finite",
+    tensor: bool = False,
 ) -> None:
-    """Write the figure of up to 18 formats as PNG, SVG or a page of its own, by the file's ending."""
+    """Write the figure of up to 18 formats as PNG, SVG or a page of its own, by the file's ending.
+
+    ``tensor`` says that a tensor's SQNR is printed beside it, which the figure then says it does not show.
+    """
     if path.suffix not in ENDINGS:
         raise AltgradError(f"--plot writes {', '.join(ENDINGS)} files, got {path.name}.")
     if len(formats) > MOST:
@@ -44,7 +48,7 @@ def write(
     if not path.parent.is_dir():
         raise AltgradError(f"--plot: there is no folder {path.parent}.")
     with drawing("formats", ink=INK, grid=GRID, paper=PAPER):
-        figure = _figure(formats, rounding, saturation)
+        figure = _figure(formats, rounding, saturation, tensor=tensor)
         if path.suffix == ".html":
             path.write_text(_page(formats, svg_of(figure)), encoding="utf-8")
         elif path.suffix == ".svg":
@@ -60,7 +64,7 @@ def svg_of(figure: Any) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
-def _figure(formats: Sequence[Format], rounding: Rounding, saturation: Saturation) -> Any:
+def _figure(formats: Sequence[Format], rounding: Rounding, saturation: Saturation, *, tensor: bool) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -79,9 +83,12 @@ def _figure(formats: Sequence[Format], rounding: Rounding, saturation: Saturatio
     powers_of_two(density.yaxis, density.set_yscale)
     powers_of_two(curve.xaxis, curve.set_xscale)
     _dress(density, "Values in each binade, 2ᵉ to 2ᵉ⁺¹", "magnitude", "number of values")
-    _dress(curve, "SQNR of a normal signal, no scale", "standard deviation", "dB")
+    what = "a normal signal, not of the tensor" if tensor else "a normal signal"
+    _dress(curve, f"SQNR of {what}, no scale", "standard deviation", "dB")
     curve.set_ylim(-3, min(_SHOWN_DB, curve.get_ylim()[1]))
-    _dress(near_zero, f"Near zero ({rounding})", "x", "cast of x")
+    powers_of_two(near_zero.xaxis, near_zero.set_xscale)
+    powers_of_two(near_zero.yaxis, near_zero.set_yscale)
+    _dress(near_zero, f"Near zero: 0 to the left of a line ({rounding})", "x", "cast of x")
     _dress(near_max, f"Near the largest value (saturation {saturation})", "x / max", "cast of x / max")
     handles, labels = density.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 6), frameon=False)
@@ -129,15 +136,18 @@ def _draw_curve(
     axes.plot(amplitudes, decibels, **look)
 
 
-def _near_zero(formats: Sequence[Format]) -> float:
-    return _SPACINGS * max(element_of(format).min_positive for format in formats)
+def _near_zero(formats: Sequence[Format]) -> list[float]:
+    """Return numbers, evenly spaced in their logarithm, from below the finest format's values to a few of the coarsest."""
+    smallest = [math.log2(element_of(format).min_positive) for format in formats]
+    low, high = max(min(smallest) - 2, -1000), max(smallest) + _BINADES
+    return [2.0 ** (low + (high - low) * i / (_STEPS - 1)) for i in range(_STEPS)]
 
 
 def _draw_steps(
-    axes: Any, format: Format, end: float, rounding: Rounding, saturation: Saturation, look: dict[str, Any]
+    axes: Any, format: Format, x: Sequence[float], rounding: Rounding, saturation: Saturation, look: dict[str, Any]
 ) -> None:
-    x = [end * i / (_STEPS - 1) for i in range(_STEPS)]
-    axes.plot(x, staircase(element_of(format), x, rounding, saturation), **look)
+    y = staircase(element_of(format), x, rounding, saturation)
+    axes.plot(x, [value if 0 < value < math.inf else math.nan for value in y], **look)
 
 
 def _draw_near_max(axes: Any, format: Format, rounding: Rounding, saturation: Saturation, look: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Scaling = Literal["current", "best", "none"]
-"""``current``: the smallest power of two that puts the largest magnitude at most at the format's largest value.
+"""``current``: the smallest power of two that puts the largest magnitude at most at the format's ``scale_target``.
 ``best``: the power of two with the highest SQNR. ``none``: 1. A block format always has the scales of its blocks."""
 SCALINGS: tuple[Scaling, ...] = get_args(Scaling)
 
@@ -133,6 +133,10 @@ def legend(formats: Sequence[Format], scaling: Scaling, rounding: Rounding, satu
         "none": "Scale: 1.",
     }
     said = [f"{scales[scaling]} Rounding {rounding}, saturation {saturation}."]
+    tapered = [f.name for f in formats if not isinstance(f, BlockFormat) and f.scale_target != f.max_finite]
+    if scaling == "current" and tapered:
+        target = ", ".join(sorted({f"{f.scale_target:g}" for f in formats if f.name in tapered}))
+        said.append(f"At {target} at most in what is densest far below its largest value: {', '.join(tapered)}.")
     if any(isinstance(format, BlockFormat) for format in formats):
         said.append("Block formats have the scales of their blocks, along rows, instead.")
     if any(not element_of(format).signed for format in formats):

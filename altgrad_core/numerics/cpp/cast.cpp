@@ -450,12 +450,12 @@ void cast_run(const Run& run, const Work& w, Sums& sums) {
         // 32 numbers a time: those at even places are the low halves of 32-bit words, the others the high halves.
         U even = counted((uint32_t)r.number, 2, key_low), odd = even + kGolden;
         for (int64_t i = 0; i < r.n; i += 2 * kLanes, even += 2 * kLanes * kGolden, odd += 2 * kLanes * kGolden) {
-            U pair = load((const uint32_t*)((const uint16_t*)r.x + i));
+            U pair = *(const P*)((const uint16_t*)r.x + i);
             if (counts) range.add((W)pair);
             F low = lane(f(pair << 16), i, even, multiplier) * multiplier;
             F high = lane(f(pair & 0xffff0000u), i, odd, other) * other;
             U result = exact ? (u(low) >> 16) | (u(high) & 0xffff0000u) : narrowed(low) | narrowed(high) << 16;
-            *(U*)((uint16_t*)r.q + i) = result;
+            *(P*)((uint16_t*)r.q + i) = result;
         }
         if (counts) {
             range.into(local);

@@ -18,7 +18,9 @@ typedef float F __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef uint32_t U __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef int32_t I __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef uint16_t H __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
-typedef uint16_t W __attribute__((vector_size(4 * kLanes), aligned(2), may_alias));  // two H
+// Two H, as 16-bit and as 32-bit numbers.
+typedef uint16_t W __attribute__((vector_size(4 * kLanes), aligned(2), may_alias));
+typedef uint32_t P __attribute__((vector_size(4 * kLanes), aligned(2), may_alias));
 
 constexpr uint32_t kSign = 0x80000000u, kMagnitude = 0x7fffffffu, kExponent = 0x7f800000u;
 

@@ -66,7 +66,7 @@ def test_the_best_scale_is_never_worse_than_the_current_one(name: str) -> None:
     x = signals.distributions(1 << 14, seed=0)[3].values
     best, current = measured(name, x, scaling="best"), measured(name, x, scaling="current")
     assert best >= current
-    assert name != "posit8" or best > current + 10  # its values crowd around 1, not below the largest
+    assert name != "posit8" or best < current + 3  # its values crowd around 1, which is where current scaling goes
     candidates = [sqnr.sqnr_db(x, quantize(x, name, scale=2.0**e)) for e in range(-30, 30)]
     assert best == pytest.approx(max(candidates))
 

@@ -225,6 +225,8 @@ def test_what_a_cast_refuses() -> None:
         quantize(x, "e5m2", rounding="upp")
     with pytest.raises(AltgradError, match=r"pass draw=Draw\(seed="):
         quantize(x, "e5m2", rounding="stochastic")
+    with pytest.raises(AltgradError, match=r"draw is a Draw, which names the random bits, got 1; pass draw=Draw\("):
+        quantize(x, "e5m2", rounding="stochastic", draw=1)
     with pytest.raises(AltgradError, match=r"random_bits is from 1 to 32, got 33"):
         quantize(x, "e5m2", rounding="stochastic", draw=Draw(seed=0), random_bits=33)
     with pytest.raises(AltgradError, match=r"blocks of 1 x 2 a tensor of shape \[2\] needs a scale of shape \[1, 1\]"):

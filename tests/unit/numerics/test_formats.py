@@ -295,7 +295,13 @@ def test_impossible_formats_are_refused(arguments: dict, reason: str) -> None:
         ("E4M3FN", "called 'e4m3fn' here"),
         ("float8_e5m2", "called 'e5m2' here"),
         ("torch.float8_e4m3fn", "called 'e4m3fn' here"),
+        ("E4M3", "The E4M3 of .* hardware documents is 'e4m3fn' here .*; 'e4m3' here .* infinities"),
         ("fp8_e4m3", "E4M3 of the OCP specification .* is 'e4m3fn'"),
+        ("float8_e4m3", "E4M3 of the OCP specification .* is 'e4m3fn'"),
+        ("e4m3x", "E4M3 of the OCP specification .* is 'e4m3fn'"),
+        ("e4m3nf", "Did you mean 'e4m3fn'"),
+        ("e2m5nf", "Did you mean 'e2m5fn'"),
+        ("pf16", "Did you mean 'fp16'"),
         ("bfloat16", "called 'bf16' here"),
         ("e4m3fnu", r"Did you mean 'e4m3fn(uz)?'\?"),
         ("p3109_k8p4se", "called 'binary8p4se' here"),
@@ -306,12 +312,14 @@ def test_impossible_formats_are_refused(arguments: dict, reason: str) -> None:
         ("NF4", "called 'nf4' here"),
         ("posit9", "Did you mean 'posit8'"),
         ("nonsense", "binary<K>p<P>"),
-        ("nonsense", "Known: bf16, .*e5m2.* and any e<E>m<M>"),
+        ("nonsense", "`altgrad formats` lists all; any e<E>m<M>"),
     ],
 )
 def test_unknown_names_get_advice(name: str, advice: str) -> None:
-    with pytest.raises(AltgradError, match=f"Unknown format '{name}'.*{advice}"):
+    with pytest.raises(AltgradError, match=f"Unknown format '{name}'.*{advice}") as caught:
         get_format(name)
+    assert "`altgrad formats` lists all" in str(caught.value)
+    assert len(str(caught.value)) < 250
 
 
 def test_registered_names_and_formats_pass_through() -> None:
@@ -341,3 +349,13 @@ def test_formats_need_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "e4m3fn" in done.stdout
+
+
+def test_a_block_format_knows_its_scaling_and_scales_as_its_elements() -> None:
+    for name, kind in (("mxfp8_e4m3", "mx"), ("mxint8", "mx"), ("nvfp4", "nvfp4")):
+        found = get_format(name)
+        assert isinstance(found, BlockFormat)
+        assert found.scaling_kind == kind
+        assert found.scale_target == found.element.max_finite
+    tapered = BlockFormat(name="b", element=get_format("posit8"), scale_format=get_format("e8m0fnu"), block=32)
+    assert tapered.scale_target == 8.0

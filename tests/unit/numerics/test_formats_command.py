@@ -43,7 +43,7 @@ def test_the_table_names_every_format_at_any_width(width: int, printed) -> None:
     assert ("4/3" in words) == (width > 50)
     assert ("MI350+" in text) == (width >= 120)
     assert ("OFP8" in text) == (width >= 160)
-    assert ("float8_e4m3fn" in words) == (width >= 200)
+    assert ("float8_e4m3fn" in words) == (width >= 160)
 
 
 def test_families_share_their_columns(printed) -> None:
@@ -168,17 +168,34 @@ Rounding nearest_even, saturation finite, scale 1.
 @pytest.mark.parametrize(
     ("options", "row"),
     [
+        (["--at", "9", "--scale", "4"], ["9", "e2m1fn", "8", "-11.1", "%", "4"]),
         (["--at", "2.3", "--rounding", "up"], ["2.3", "e2m1fn", "3", "+30.4", "%", "1"]),
         (["--at=-2.3", "--rounding", "toward_zero"], ["-2.3", "e2m1fn", "-2", "-13", "%", "1"]),
         (["--at", "2.25", "--rounding", "stochastic"], ["2.25", "e2m1fn", "75", "%", "2,", "25", "%", "3", "-", "1"]),
         (["--at", "2", "--rounding", "stochastic"], ["2", "e2m1fn", "2", "exact", "1"]),
-        (["--at", "7", "--rounding", "stochastic"], ["7", "e2m1fn", "6", "-14.3", "%", "2"]),
-        (["--at", "0.2"], ["0.2", "e2m1fn", "0", "-100", "%", "0.5"]),
-        (["--at", "1e6"], ["1000000", "e2m1fn", "6", "-99.9994", "%", "2"]),
+        (["--at", "7", "--rounding", "stochastic"], ["7", "e2m1fn", "6", "-14.3", "%", "2", "clamped"]),
+        (["--at", "6.9"], ["6.9", "e2m1fn", "6", "-13", "%", "2"]),
+        (["--at", "inf"], ["inf", "e2m1fn", "6", "-", "2", "clamped"]),
+        (
+            ["--at", "1e-9", "--rounding", "stochastic"],
+            ["1e-09", "e2m1fn", ">99.99", "%", "0,", "<0.01", "%", "0.5", "-", "0.5"],
+        ),
+        (["--at", "0.2"], ["0.2", "e2m1fn", "0", "-100", "%", "0.5", "vanished"]),
+        (["--at", "1e6"], ["1000000", "e2m1fn", "6", "-99.9994", "%", "2", "clamped"]),
     ],
 )
 def test_modes_at_a_number(options: list[str], row: list[str], printed) -> None:
     assert row in [line.split() for line in printed("e2m1fn", *options).splitlines()]
+
+
+def test_a_scale_at_a_number(printed) -> None:
+    text = printed("e4m3fn", "mxfp4", "--at", "448,1000", "--scale", "0.5")
+    rows = [line.split() for line in text.splitlines()]
+    assert ["448", "e4m3fn", "224", "-50", "%", "16", "clamped"] in rows
+    assert ["mxfp4", "512", "+14.3", "%", "-"] in rows
+    assert "saturation finite, scale 0.5." in text
+    assert "under the block's own scale, whatever --scale says." in " ".join(text.split())
+    assert json.loads(printed("e4m3fn", "--at", "1", "--scale", "0.5", "--json"))["scale"] == 0.5
 
 
 def test_saturation_at_a_number(printed) -> None:
@@ -215,6 +232,8 @@ def test_json(printed) -> None:
         (["e4m3fn", "e5m2", "--values"], "2 are named"),
         (["e4m3fn", "--at", "1", "--rounding", "odd"], "Unknown rounding 'odd'. Known: down, nearest_away"),
         (["e4m3fn", "--rounding", "up"], "--rounding changes nothing here; it goes with --at, --sqnr"),
+        (["e4m3fn", "--at", "1", "--scale", "-2"], "--scale is a positive number, got -2"),
+        (["e4m3fn", "--sqnr", "--scale", "2"], "--scale changes nothing here; it goes with --at."),
         (["e4m3fn", "--at", "1", "--saturation", "clip"], "Unknown saturation 'clip'"),
         (["e4m3fn", "--at", "1", "--seed", "3"], "--seed changes nothing here; it goes with --sqnr."),
         (["e4m3fn", "--sqnr", "--scaling", "amax"], "Unknown scaling 'amax'. Known: best, current, none"),

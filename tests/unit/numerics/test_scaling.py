@@ -48,6 +48,15 @@ def test_the_smallest_power_of_two_that_fits(amax: float, format: str) -> None:
     assert amax / (scale / 2) > f.max_finite or scale == MIN_SCALE
 
 
+@given(positive, st.sampled_from(["posit8", "takum8", "takum_linear8"]), st.booleans())
+@laws
+def test_tapered_formats_are_scaled_to_where_they_are_dense(amax: float, format: str, power_of_two: bool) -> None:
+    scale = scale_for(torch.tensor(amax), get_format(format), power_of_two=power_of_two, margin=0).item()
+    if MIN_SCALE < scale < MAX_SCALE:
+        assert amax / scale <= 8.0 * (1 + 2.0**-23)
+        assert amax / scale > (4.0 if power_of_two else 8.0 * (1 - 2.0**-23))
+
+
 @given(positive, st.integers(-3, 3))
 @laws
 def test_a_margin_is_a_power_of_two(amax: float, margin: int) -> None:

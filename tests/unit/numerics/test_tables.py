@@ -173,6 +173,9 @@ def test_odd_tables_against_the_definition(f: TableFormat, rounding: Rounding) -
                     )
                     for value, bits in zip(some.tolist(), draws.tolist(), strict=True)
                 ]
+                if some.dtype is torch.float32:
+                    held = [number for number in f.numbers if abs(number) < 2.0**128]
+                    expected = [min(max(v, held[0]), held[-1]) if math.isfinite(v) else v for v in expected]
                 got = round_to_table(some, f, rounding, saturation, draws, width)
                 assert_same(got, torch.tensor(expected, dtype=torch.float64).to(some.dtype), some)
 
@@ -230,14 +233,28 @@ def test_scales_of_blocks_are_exact_and_saturate() -> None:
     assert torch.isnan(none).tolist() == [True, True, True, False, False, False, True]
 
 
-def test_float32_keeps_what_it_can_of_wider_tables() -> None:
-    f = table_format("takum8")
+@pytest.mark.parametrize("name", ["takum8", "takum_linear8"])
+def test_float32_keeps_what_it_can_of_wider_tables(name: str) -> None:
+    f = table_format(name)
     x = torch.tensor([3e38, math.inf, 1e-42, 1.3])
     q = quantize(x, f)
-    assert q[0] == torch.tensor(f.numbers, dtype=torch.float64)[torch.tensor(f.numbers) < 3e38][-1].float()
-    assert q[1] == math.inf  # 8e51, which float32 does not hold
+    last = torch.tensor([number for number in f.numbers if number < 2.0**128][-1])
+    assert q[0] == q[1] == last
     assert quantize(x.double(), f)[1] == f.max_finite
-    assert_same(q, quantize(x.double(), f).float(), x)
+    assert_same(q[2:], quantize(x[2:].double(), f).float(), x[2:])
+
+
+@pytest.mark.parametrize("name", ["takum8", "takum_linear8"])
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_no_finite_float32_becomes_infinite(name: str, rounding: Rounding) -> None:
+    f, largest = table_format(name), torch.finfo(torch.float32).max
+    x = torch.tensor([largest, -largest, 2.0**127, -(2.0**127), 2.5e38, -2.5e38])
+    draws = torch.tensor([2**32 - 1, 2**32 - 1, 0, 0, 2**32 - 1, 2**31])
+    for saturation in SATURATIONS:
+        q = round_to_table(x, f, rounding, saturation, draws)
+        assert torch.isfinite(q).all()
+        assert torch.equal(q.signbit(), x.signbit())
+        assert q.abs().min() >= 2.0**100
 
 
 def test_cast_takes_tables_and_counts() -> None:
@@ -263,3 +280,13 @@ def test_compiled_is_eager(name: str) -> None:
         q, over = both(x, draws)
         assert_same(q, round_to_table(2.0 * x, f, rounding, "none", draws), x)
         assert torch.equal(over, table_overflow(2.0 * x, f, rounding, draws))
+
+
+def test_where_scaling_puts_the_largest_element() -> None:
+    tables = {name: table_format(name) for name in ("posit8", "takum8", "takum_linear8", "nf4", "int8")}
+    assert {name: f.scale_target for name, f in tables.items() if f.scale_target != f.max_finite} == dict.fromkeys(
+        ("posit8", "takum8", "takum_linear8"), 8.0
+    )
+    for wrong in (0.0, -1.0, 2.5, math.inf, math.nan):
+        with pytest.raises(AltgradError, match=r"amax_target is above 0 and at most the largest value 2\.0"):
+            TableFormat(name="t", table=(0.0, 1.0, 2.0, -1.0), amax_target=wrong)

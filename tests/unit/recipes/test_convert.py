@@ -9,8 +9,10 @@ from torch.nn import functional as F
 
 import altgrad_core as altgrad
 from altgrad_core.errors import AltgradError
+from altgrad_core.plugins import Choice
 from altgrad_core.recipes.control import casts_off, control_of
 from altgrad_core.recipes.linear import CastLinear
+from altgrad_core.recipes.recipe import OperandCast
 
 FORMATS = ["e5m2", "e4m3fn", "e3m4", "e2m1fn", "fp16", "tf32"]
 
@@ -184,6 +186,78 @@ def test_objects_keys_hooks_and_ties_stay() -> None:
     assert summary.converted == ["up", "lm_head"]
     assert "NonDynamicallyQuantizableLinear is a subclass" in summary.skipped["attention.out_proj"]
     assert "2 of 3 linear layers converted" in str(summary)
+
+
+@pytest.mark.parametrize("name", ["posit8", "takum8", "takum_linear8"])
+def test_tapered_formats_are_precise_under_their_default_scaling(name: str) -> None:
+    torch.manual_seed(0)
+    layer, x, g = nn.Linear(64, 48), torch.randn(96, 64), torch.randn(96, 48) * 1e-5
+    plain = gradients(copy.deepcopy(layer), x, g, bf16=False)
+    altgrad.convert(layer, name)
+    for got, expected in zip(gradients(layer, x, g, bf16=False), plain, strict=True):
+        assert (got - expected).norm() < 0.15 * expected.norm()
+
+
+def test_the_summary_tells_what_is_left_to_step_casts() -> None:
+    _, summary = altgrad.convert(Tied(), {"base": "e5m2", "gradient": "e5m2", "saved_activations": "e4m3fn"})
+    assert summary.left_to_step_casts == ("gradient", "saved_activations")
+    assert "not cast here: gradient, saved_activations; that takes altgrad.StepCasts" in str(summary)
+    inner = {"base": "e5m2", "weight_storage": "bf16"}
+    _, summary = altgrad.convert(Tied(), {"base": "e5m2", "overrides": [{"match": "up", "recipe": inner}]})
+    assert summary.left_to_step_casts == ("weight_storage",)
+    _, summary = altgrad.convert(Tied(), "e5m2")
+    assert summary.left_to_step_casts == ()
+    assert "StepCasts" not in str(summary)
+
+
+class FormatInfo:
+    """What gfloat calls a format."""
+
+    name, k, precision, bias, is_signed, domain = "ocp_e5m2", 8, 3, 15, True, None
+    has_nz, num_high_nans, has_subnormals, is_twos_complement = True, 3, True, False
+
+
+TABLE = altgrad.TableFormat(name="mine", table=(0.0, 1.0, 2.0, -1.0))
+
+
+@pytest.mark.parametrize("format", [TABLE, altgrad.get_format("nvfp4"), FormatInfo()], ids=lambda f: f.name)
+def test_a_recipe_names_formats(format: object) -> None:
+    for spec, where in (
+        (format, ""),
+        ({"input": format}, "input: "),
+        ({"input": {"format": format}}, "input.format: "),
+        ({"base": format}, "base: "),
+        ({"optimizer_state": {"exp_avg": format}}, "optimizer_state.exp_avg: "),
+        ({"overrides": [{"match": "*", "recipe": format}]}, r"overrides\[0\].recipe: "),
+    ):
+        with pytest.raises(AltgradError, match=f"^{where}A recipe names formats, .* register yours with a plugin"):
+            altgrad.convert(Tied(), spec)
+    with pytest.raises(AltgradError, match=r"^A recipe names formats"):
+        altgrad.Recipe(name="r", input=format)
+    with pytest.raises(AltgradError, match=r"^A recipe names formats"):
+        OperandCast(format=format, scaling=Choice("none"))
+
+
+def test_a_recipe_takes_casts() -> None:
+    with pytest.raises(
+        AltgradError, match=r"Recipe\(input=...\) takes OperandCast, got 'e5m2'; convert\(\) also takes a"
+    ):
+        altgrad.Recipe(name="r", input="e5m2")
+    with pytest.raises(AltgradError, match=r"takes OptimizerStateCasts, got OperandCast\("):
+        altgrad.Recipe(name="r", optimizer_state=OperandCast(format="e5m2", scaling=Choice("none")))
+
+
+@pytest.mark.parametrize("recipe", ["e5m2-pure", {"base": "e5m2", "weight_storage": "e4m3fn", "gradient": "e5m2"}])
+def test_step_casts_take_what_convert_takes(recipe: object) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8))
+    altgrad.convert(model, recipe)
+    before = model[0].weight.detach().clone()
+    optimizer = torch.optim.AdamW(model.parameters())
+    altgrad.StepCasts(model, optimizer, recipe, seed=0)
+    assert not torch.equal(model[0].weight, before)
+    with pytest.raises(AltgradError, match="Nor is it a recipe"):
+        altgrad.StepCasts(model, optimizer, "e5m99", seed=0)
 
 
 def test_overrides_first_match_wins_and_unused_ones_are_told() -> None:

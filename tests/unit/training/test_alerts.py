@@ -52,7 +52,7 @@ def test_a_rate_warns_when_it_rises_and_names_the_worst_layer() -> None:
 @pytest.mark.parametrize(
     ("rounding", "said"),
     [(None, "in the FP32 master weights until"), ("nearest_even", "these updates are lost; rounding = "),
-     ("stochastic", "stochastic rounding keeps small updates on average.")],
+     ("stochastic", "rounds them stochastically: on average no update is lost.")],
 )  # fmt: skip
 def test_what_a_bit_stall_means_depends_on_where_the_weights_are(rounding: str | None, said: str) -> None:
     how = None if rounding is None else OperandCast(format="e5m2", scaling=Choice("current"), rounding=rounding)
