@@ -118,12 +118,16 @@ def line(row: dict[str, Any]) -> str:
             return ""
         return f"{100 * value:.2f} %" if value == 0 or value >= 5e-5 else "<0.01 %"
 
-    sqnr = " / ".join("-" if row["sqnr_db"][o] is None else f"{row['sqnr_db'][o]:.1f}" for o in OPERANDS)
+    def decibels(value: float | None) -> str:
+        return "exact" if value is None or value > 100 else f"{value:.1f}"
+
+    sqnr = " / ".join(decibels(row["sqnr_db"][operand]) for operand in OPERANDS)
+    difference = round(row["difference_percent"], 1) + 0.0  # no -0.0
     cells = [
         f"`{row['format']}`",
         row["scaling"] or "",
         "-" if row["validation_loss"] is None else f"{row['validation_loss']:.3f}",
-        "" if row["outcome"] == "baseline" else f"{row['difference_percent']:+.1f} %",
+        "" if row["outcome"] == "baseline" else f"{difference:+.1f} %",
         "" if row["grad_cos_sim"] is None else f"{row['grad_cos_sim']:.3f}",
         "" if row["outcome"] == "baseline" else sqnr,
         percent(row["underflow_rate"]["grad_output"]),

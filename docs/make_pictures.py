@@ -94,7 +94,9 @@ def steps():
     axes.annotate("subnormal: the spacing\nstays that from 1 to 2", (0.6, 0.7), (0.15, 3.6), arrowprops=soft)
     axes.text(8.0, 5.2, "saturates:\n6, the largest", ha="center", va="top")
     axes.annotate("tie: to the\neven code", (5.0, 4.0), (5.3, 2.6), arrowprops=red)
-    axes.annotate("tie of 6 and 8: the even code\nis that of 8, beyond the largest", (7.0, 6.0), (5.3, 1.0), arrowprops=red)
+    axes.annotate(
+        "tie of 6 and 8: the even code\nis that of 8, beyond the largest", (7.0, 6.0), (5.3, 1.0), arrowprops=red
+    )
     axes.set_xlim(0, 9)
     axes.set_ylim(-0.2, 6.6)
     axes.set_yticks([0, 0.5, 1, 1.5, 2, 3, 4, 6], ["0", "0.5", "1", "1.5", "2", "3", "4", "6"])
@@ -227,7 +229,9 @@ def blocks():
     for axes, (q, title) in zip(both, ways, strict=True):
         lost = int((q == 0).sum())
         axes.set_title(title, loc="left")
-        axes.set_title(f"{lost} of 128 become 0, SQNR without the 40: {_without_outlier(x, q):.1f} dB", loc="right", fontsize=8.5)
+        axes.set_title(
+            f"{lost} of 128 become 0, SQNR without the 40: {_without_outlier(x, q):.1f} dB", loc="right", fontsize=8.5
+        )
         ticks(axes, range(128), 0.0, x.tolist(), SOFT)
         axes.plot(q.tolist(), ".", color=BLUE, markersize=4)
         for edge in (31.5, 63.5, 95.5):

@@ -90,13 +90,14 @@ def _point(format: Format, x: float, scale: float, rounding: Rounding, saturatio
     from altgrad_core.numerics.statistics import CastStatistics
 
     alone = torch.tensor([x], dtype=torch.float64)
-    element, own, block = format, torch.tensor(scale, dtype=torch.float32), None
+    element: Format = format
+    shared: Any = {"scale": scale, "multiplier": scale}
     if isinstance(format, BlockFormat):
         own, block = block_scale(alone, format)
-        element = format.element
+        element, shared = format.element, {"scale": own, "multiplier": own, "block": block}
 
     def cast_by(mode: Rounding) -> tuple[float, bool]:
-        how: Any = {"scale": own, "block": block, "multiplier": own, "dtype": torch.float64, "statistics": True}
+        how: Any = {**shared, "dtype": torch.float64, "statistics": True}
         value, vector = cast(alone, element, rounding=mode, saturation=saturation, **how)
         assert vector is not None
         return value.item(), CastStatistics.from_values(vector.tolist()).overflow > 0

@@ -77,7 +77,7 @@ def _figure(formats: Sequence[Format], rounding: Rounding, saturation: Saturatio
         # Chance makes no staircase: single casts are points.
         drawn = {"color": look["color"], "marker": ".", "markersize": 2, "linestyle": "none"}
         steps = drawn if rounding == "stochastic" else look
-        _draw_steps(near_zero, format, _near_zero(formats), rounding, saturation, steps)
+        _draw_near_zero(near_zero, format, _near_zero(formats), rounding, saturation, steps)
         _draw_near_max(near_max, format, rounding, saturation, steps)
     powers_of_two(density.xaxis, density.set_xscale)
     powers_of_two(density.yaxis, density.set_yscale)
@@ -87,8 +87,8 @@ def _figure(formats: Sequence[Format], rounding: Rounding, saturation: Saturatio
     _dress(curve, f"SQNR of {what}, no scale", "standard deviation", "dB")
     curve.set_ylim(-3, min(_SHOWN_DB, curve.get_ylim()[1]))
     powers_of_two(near_zero.xaxis, near_zero.set_xscale)
-    powers_of_two(near_zero.yaxis, near_zero.set_yscale)
-    _dress(near_zero, f"Near zero: 0 to the left of a line ({rounding})", "x", "cast of x")
+    near_zero.set_ylim(-0.05, 2.1)
+    _dress(near_zero, f"Near zero ({rounding})", "x", "cast of x / x")
     _dress(near_max, f"Near the largest value (saturation {saturation})", "x / max", "cast of x / max")
     handles, labels = density.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 6), frameon=False)
@@ -143,11 +143,13 @@ def _near_zero(formats: Sequence[Format]) -> list[float]:
     return [2.0 ** (low + (high - low) * i / (_STEPS - 1)) for i in range(_STEPS)]
 
 
-def _draw_steps(
+def _draw_near_zero(
     axes: Any, format: Format, x: Sequence[float], rounding: Rounding, saturation: Saturation, look: dict[str, Any]
 ) -> None:
     y = staircase(element_of(format), x, rounding, saturation)
-    axes.plot(x, [value if 0 < value < math.inf else math.nan for value in y], **look)
+    axes.plot(
+        x, [after / before if math.isfinite(after) else math.nan for before, after in zip(x, y, strict=True)], **look
+    )
 
 
 def _draw_near_max(axes: Any, format: Format, rounding: Rounding, saturation: Saturation, look: dict[str, Any]) -> None:

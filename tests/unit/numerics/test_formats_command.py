@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -233,6 +234,7 @@ def test_json(printed) -> None:
         (["e4m3fn", "--at", "1", "--rounding", "odd"], "Unknown rounding 'odd'. Known: down, nearest_away"),
         (["e4m3fn", "--rounding", "up"], "--rounding changes nothing here; it goes with --at, --sqnr"),
         (["e4m3fn", "--at", "1", "--scale", "-2"], "--scale is a positive number, got -2"),
+        (["e4m3fn", "--at", "1", "--scale", "1e-60"], "scale"),
         (["e4m3fn", "--sqnr", "--scale", "2"], "--scale changes nothing here; it goes with --at."),
         (["e4m3fn", "--at", "1", "--saturation", "clip"], "Unknown saturation 'clip'"),
         (["e4m3fn", "--at", "1", "--seed", "3"], "--seed changes nothing here; it goes with --sqnr."),
@@ -285,5 +287,9 @@ def test_a_figure(ending: str, tmp_path: Path, printed) -> None:
         for text in (b"Values in each binade", b"SQNR of a normal signal", b"mxfp4 (element e2m1fn)", b"Near zero"):
             assert text in written
     if ending == "svg":
+        assert b"not of the tensor" not in written
+        np.save(tmp_path / "x.npy", np.ones((2, 2), dtype=np.float32))
+        printed("e4m3fn", "--plot", str(tmp_path / "b.svg"), "--tensor", str(tmp_path / "x.npy"))
+        assert b"SQNR of a normal signal, not of the tensor, no scale" in (tmp_path / "b.svg").read_bytes()
         printed("e4m3fn", "mxfp4", "e8m0fnu", "--plot", str(path))
         assert path.read_bytes() == written
