@@ -152,6 +152,8 @@ def cast(
     x = x.detach()
     if block is not None:
         scale = check_block(scale, x.shape, block, "scale")
+        if scale.device != x.device:
+            raise AltgradError(f"The scales of blocks lie on the device of the tensor, {x.device}; got {scale.device}.")
         if isinstance(multiplier, Tensor) and multiplier.dim():
             multiplier = check_block(multiplier, x.shape, block, "multiplier")
     elif isinstance(scale, Tensor) and scale.dim():
@@ -174,7 +176,7 @@ def cast(
                 dtype=dtype,
                 statistics=statistics,
             )
-        plain = x.device.type == "cpu" and not torch.compiler.is_compiling() and type(x) is Tensor
+        plain = native_cast.readable(x)
         if isinstance(fmt, FloatFormat) and fmt.fits_float32 and plain and block is None and rounding == "nearest_even":
             return _cast_in_chunks(
                 x, fmt, _scalars(scale, multiplier), saturation=saturation, dtype=dtype, statistics=statistics

@@ -75,8 +75,15 @@ def _load() -> tuple[ctypes.CDLL, str]:
     if sys.byteorder != "little":
         raise _Unavailable("it is written for little-endian machines")
     compiler = _compiler()
-    path = kernel_folder() / f"cast-{_fingerprint(compiler)}.so"
-    if not path.exists():
+    name = f"cast-{_fingerprint(compiler)}.so"
+    try:
+        path = kernel_folder() / name
+        there = path.exists()
+    except (OSError, RuntimeError) as error:  # no home folder, or one that is not ours
+        raise _Unavailable(
+            f"there is no folder to keep the kernel in ({error}); ALTGRAD_KERNEL_CACHE names one"
+        ) from error
+    if not there:
         _build(compiler, path)
     try:
         library = ctypes.CDLL(str(path))
@@ -131,7 +138,7 @@ def _openmp() -> str | None:
     except OSError:
         return None
     for line in lines:
-        path = line.split(" ")[-1]
+        path = line.split(maxsplit=5)[-1]
         if Path(path).name.startswith(("libgomp", "libiomp5", "libomp")):
             return path
     return None

@@ -24,8 +24,21 @@ _ALONE = 65536
 
 
 def takes(x: Tensor) -> bool:
-    """Tell whether the native kernel may read ``x``: an ordinary CPU tensor, outside the compiler, and it is built."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and type(x) is Tensor and status().native
+    """Tell whether the native kernel may read ``x``: its memory is there to read, and the kernel is built."""
+    return readable(x) and status().native
+
+
+def readable(x: Tensor) -> bool:
+    """Tell whether ``x`` is an ordinary CPU tensor, outside the compiler, tracers and the transforms of torch.func."""
+    return (
+        x.device.type == "cpu"
+        and type(x) is Tensor
+        and not torch.compiler.is_compiling()
+        # These see operations, not memory.
+        and torch._C._get_tracing_state() is None
+        and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    )
 
 
 def rounds(grid: Grid) -> bool:
@@ -72,10 +85,10 @@ def cast_matrix(
     """
     library = status().library
     assert library is not None
-    source = (x if x.dtype in TYPES else x.float()).contiguous()
-    result = torch.empty(source.shape, dtype=dtype)
+    source = (x if x.dtype in TYPES else x.float()).resolve_neg().contiguous()
+    result = torch.empty(source.shape, dtype=dtype, device="cpu")
     rows, columns = matrix_shape(source.shape)
-    vector = torch.zeros(len(FIELDS), dtype=torch.float64) if statistics else None
+    vector = torch.zeros(len(FIELDS), dtype=torch.float64, device="cpu") if statistics else None
     if rows * columns == 0:
         return result, vector
     if block is None:
@@ -109,17 +122,17 @@ def amax(x: Tensor, block: Block | None) -> Tensor:
     """Return the largest magnitude of each block of ``x`` (any floating type but float64), or of all of it (0-d)."""
     library = status().library
     assert library is not None
-    source = (x if x.dtype in TYPES else x.float()).contiguous()
+    source = (x if x.dtype in TYPES else x.float()).resolve_neg().contiguous()
     if block is None:
         # Pieces for the threads to share out; the last step is small.
         length = source.numel()
         piece = min(max(length, 1), _ALONE)
-        pieces = torch.empty(-(-length // piece), dtype=torch.float32)
+        pieces = torch.empty(-(-length // piece), dtype=torch.float32, device="cpu")
         library.altgrad_amax(
             source.data_ptr(), TYPES[source.dtype], 1, length, 1, piece, pieces.data_ptr(), threads_for(source)
         )
         return pieces[0] if len(pieces) == 1 else pieces.amax()
-    found = torch.zeros(block_counts(source.shape, block), dtype=torch.float32)
+    found = torch.zeros(block_counts(source.shape, block), dtype=torch.float32, device="cpu")
     if source.numel():
         rows, columns = matrix_shape(source.shape)
         sizes = min(block[0], rows), min(block[1], columns)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from altgrad_core.errors import AltgradError
 from altgrad_core.numerics import native_cast
 from altgrad_core.numerics.blockwise import Block, expand
 from altgrad_core.numerics.cast import cast, inverse_scale
@@ -34,8 +35,8 @@ def moments(x: Tensor) -> Tensor:
     if rows.numel() and x.dtype in native_cast.TYPES and native_cast.takes(x):
         library = status().library
         assert library is not None
-        rows = rows.contiguous()
-        out = torch.empty(4, dtype=torch.float64)
+        rows = rows.resolve_neg().contiguous()
+        out = torch.empty(4, dtype=torch.float64, device="cpu")
         library.altgrad_moments(
             rows.data_ptr(), native_cast.TYPES[x.dtype], *rows.shape, out.data_ptr(), native_cast.threads_for(rows)
         )
@@ -54,11 +55,12 @@ def moments(x: Tensor) -> Tensor:
 def products(g: Tensor, s: Tensor) -> Tensor:
     """Return [g . g, s . s, g . s, (g - s) . (g - s)] of two tensors of one shape, float64 [4]."""
     g, s = g.detach(), s.detach()
+    _check_shapes(g, s)
     if g.dtype is torch.float32 and s.dtype is torch.float32 and native_cast.takes(g) and native_cast.takes(s):
         library = status().library
         assert library is not None
-        g, s = g.contiguous(), s.contiguous()
-        out = torch.empty(4, dtype=torch.float64)
+        g, s = g.resolve_neg().contiguous(), s.resolve_neg().contiguous()
+        out = torch.empty(4, dtype=torch.float64, device="cpu")
         library.altgrad_products(g.data_ptr(), s.data_ptr(), g.numel(), out.data_ptr(), native_cast.threads_for(g))
         return out
     out = torch.zeros(4, dtype=torch.float64, device=g.device)
@@ -79,6 +81,7 @@ def update_counts(
     """
     before, after, gradient = before.detach(), after.detach(), gradient.detach()
     tensors = (before, after, gradient)
+    _check_shapes(*tensors)
     if (
         isinstance(format, FloatFormat)
         and format.signed
@@ -88,8 +91,8 @@ def update_counts(
     ):
         library = status().library
         assert library is not None
-        held = [t.contiguous() for t in tensors]
-        out = torch.empty(5, dtype=torch.float64)
+        held = [t.resolve_neg().contiguous() for t in tensors]
+        out = torch.empty(5, dtype=torch.float64, device="cpu")
         inverse = inverse_scale(scale)
         library.altgrad_updates(
             *(t.data_ptr() for t in held),
@@ -112,6 +115,12 @@ def update_counts(
     moved = ((after - before).abs() / spacing).double().sum()
     counts = [before == after, wanted, same & wanted, same]
     return torch.stack([*(count.sum().double() for count in counts), moved])
+
+
+def _check_shapes(*tensors: Tensor) -> None:
+    shapes = [list(tensor.shape) for tensor in tensors]
+    if any(shape != shapes[0] for shape in shapes):
+        raise AltgradError(f"Tensors of one shape are compared element by element; got the shapes {shapes}.")
 
 
 def _pieces(*tensors: Tensor) -> Iterator[list[Tensor]]:

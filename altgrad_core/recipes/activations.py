@@ -7,7 +7,7 @@ Covered is every floating-point tensor that an operation of the model saves: inp
 cast: the cast values), of norms and activation functions, queries, keys and values, outputs that a derivative needs,
 dropout masks where they are numbers. Kept as they are:
 
-* parameters, their views, and copies of them in another precision: they are no activations;
+* parameters, buffers, their views, and copies of them in another precision: they are no activations;
 * a linear layer's cast weight, which the recipe's ``weight`` has cast already;
 * the further results of an operation, such as a norm's mean and deviation or attention's logsumexp: a number a row,
   whose error would be in every element of it;
@@ -107,7 +107,7 @@ class _Exempt(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._storages: dict[int, torch.UntypedStorage] = {}
-        self.add(tuple(model.parameters()))
+        self.add((*model.parameters(), *model.buffers()))
 
     def add(self, tensors: Any) -> None:
         """Exempt a tensor, or those among the items of a tuple."""

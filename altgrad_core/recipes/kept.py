@@ -46,7 +46,7 @@ class Kept:
             data = q.to(holder)
         else:
             nan = None if format.has_nan else torch.isnan(q).any()
-            codes = encode(q, format, nan_code=format.nan_code if format.has_nan else 0)
+            codes = encode(q, format, saturation="propagate", nan_code=format.nan_code if format.has_nan else 0)
             if format.bits < 8:
                 data = pack(codes, format.bits)
             else:

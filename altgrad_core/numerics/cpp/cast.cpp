@@ -354,7 +354,7 @@ void count_tile(const Work& w, int64_t row, int64_t column, int64_t n, Tiles& t,
     }
     c.field[0] += n;
     Range range(sums);
-    if (range.max == 0) return;
+    if (range.max == 0 && !w.table) return;  // a table need not have a zero
     bool usual = range.max < kExponent && squares_fit(range.amax(), g) && w.saturation != kNone &&
                  (w.exact_scale || g.mantissa_bits <= kShort);
     if (usual) {
@@ -683,7 +683,8 @@ void altgrad_amax(const void* x, int type, int64_t rows, int64_t columns, int64_
     int64_t down = (rows + block_rows - 1) / block_rows, across = (columns + block_columns - 1) / block_columns;
     // Narrow blocks: a stretch of columns at a time down the rows; wide ones: block after block.
     bool narrow_blocks = block_columns < kLanes;
-    int64_t stretch = narrow_blocks ? kTile : block_columns;
+    // A whole number of blocks, so that no two threads share one.
+    int64_t stretch = narrow_blocks ? kTile / block_columns * block_columns : block_columns;
     int64_t stretches = (columns + stretch - 1) / stretch;
 #pragma omp parallel for collapse(2) schedule(static) num_threads(threads) if (threads > 1 && rows * columns > 65536)
     for (int64_t d = 0; d < down; ++d)
@@ -715,14 +716,11 @@ void altgrad_amax(const void* x, int type, int64_t rows, int64_t columns, int64_
                 for (int64_t c = first; c < last;) {
                     int64_t block = c / block_columns, end = (block + 1) * block_columns;
                     if (end > columns) end = columns;
-                    // kTile need not be a multiple of the block: a block that two stretches share is merged below.
                     uint32_t best = 0;
                     int64_t stop = end < last ? end : last;
                     for (; c < stop; ++c)
                         if (column_max[c - first] > best) best = column_max[c - first];
-                    float* out = amax + d * across + block;
-                    if (block * block_columns >= first) *out = bits_to_float(best);
-                    else if (best > float_to_bits(*out)) *out = bits_to_float(best);
+                    amax[d * across + block] = bits_to_float(best);
                 }
             } else {
                 U most{};

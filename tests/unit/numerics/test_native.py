@@ -257,3 +257,49 @@ def test_two_processes_that_build_at_once_both_get_it(tmp_path: Path) -> None:
     if "no C++ compiler" not in (text := said.pop()):
         assert text.startswith("True")
         assert len(list(tmp_path.glob("*"))) == 1
+
+
+@pytest.mark.parametrize("width", range(2, 16))
+def test_narrow_blocks_on_two_threads(width: int, both) -> None:
+    """A block is one thread's: 524,288 lies in a block that crosses a multiple of the tile for most widths."""
+    x = torch.full((1, 2**20), 0.01)
+    x[0, 524_288] = 100.0
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        first, second = both(block_amax, x, (1, width))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(first, second)
+    assert first.max() == 100.0
+
+
+def test_negated_views_traces_and_default_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    choose(monkeypatch, "auto")
+    x = torch.tensor([-1.1, 2.3, -3.7])
+    values = torch.tensor([-1.0, 2.5, -3.5])
+    assert torch.equal(cast(torch._neg_view(x), "e5m2", dtype=torch.float32)[0], -values)
+    traced = make_fx(lambda t: cast(t, "e5m2", dtype=torch.float32)[0])(x)
+    assert torch.equal(traced(-x), -values)
+    with torch.device("meta"):
+        assert torch.equal(cast(x, "e5m2", dtype=torch.float32)[0], values)
+
+
+def test_sums_refuse_tensors_of_two_shapes() -> None:
+    with pytest.raises(AltgradError, match=r"got the shapes \[\[4\], \[2\]\]"):
+        products(torch.ones(4), torch.ones(2))
+
+
+def test_no_home_folder_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ALTGRAD_KERNEL_CACHE", "ALTGRAD_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def missing() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", missing)
+    choose(monkeypatch, "auto")
+    assert not native.status().native
+    assert "no folder to keep the kernel in" in native.status().reason or "no C++ compiler" in native.status().reason
