@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -95,7 +95,10 @@ def test_landmarks_counted_one_by_one(format: str | FloatFormat, scale: float) -
 def test_any_tensor_counted_one_by_one(format: str | FloatFormat, data: st.DataObject) -> None:
     f = float_format(format)
     x = data.draw(tensors(f, dtype=data.draw(st.sampled_from([torch.float32, torch.bfloat16]))))
-    check(x, f, data.draw(st.sampled_from([1.0, 2.0**-6, 3.7])), data.draw(st.sampled_from(SATURATIONS)))
+    scale = data.draw(st.sampled_from([1.0, 2.0**-6, 3.7]))
+    # A finite element whose quotient leaves float32 is outside what the counts promise.
+    assume(bool((torch.isfinite(x.float() * inverse_scale(scale)) | ~torch.isfinite(x)).all()))
+    check(x, f, scale, data.draw(st.sampled_from(SATURATIONS)))
 
 
 def test_ordinary_gradients_counted_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
