@@ -209,7 +209,8 @@ class _Log:
         elif kind == "alert":
             self.alerts[int(event["step"]), event["alert"]] = event
         elif kind == "checkpoint":
-            self.checkpoints[event["path"]] = event
+            if event["kind"] != "resumed" or event["path"] not in self.checkpoints:
+                self.checkpoints[event["path"]] = event
         elif kind == "init":
             self.facts.setdefault(event["what"], {}).update(event["facts"])
         elif kind == "status":

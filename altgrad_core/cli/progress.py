@@ -148,8 +148,9 @@ def event_line(event: Event) -> tuple[str, str] | None:
             level = "error" if event["action"] == "stop" else "warning"
             return level, f"step {event['step']}: {event['message']}"
         case "checkpoint":
-            text = f"step {event['step']}: checkpoint {event['path']} ({event['kind']})"
-            return "info", f"{text}, {size(event['bytes'])} in {event['seconds']:.2f} s"
+            what = f"checkpoint {event['path']} ({event['kind']})"
+            cost = f"{size(event['bytes'])} in {event['seconds']:.2f} s, training waited {event['blocked_s']:.2f} s"
+            return "info", f"step {event['step']}: {what}, {cost}, state {event['state_hash'][:12]}"
         case "metrics" if "val/loss" in event["values"]:
             values = metrics_of(event)
             shown = f"loss {values['val/loss']:.4f}  perplexity {perplexity(values['val/perplexity'])}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +44,10 @@ def train_run(folder: RunFolder, device_name: str, log: EventLog, stop_requested
     for number, sink in enumerate(config.sinks):
         name = sink.kind if [s.kind for s in config.sinks].count(sink.kind) == 1 else f"{sink.kind}-{number + 1}"
         log.add_sink(name, functools.partial(_build, "sink", sink, folder.path))
+    engine.checkpoints.clean()
+    started = time.perf_counter()
     resumed = engine.resume()
+    loading_s = time.perf_counter() - started
     changes = record_environment(folder.environment, facts)
     log.start_sinks(folder.path / "sinks.json")
     log.emit(
@@ -57,7 +61,17 @@ def train_run(folder: RunFolder, device_name: str, log: EventLog, stop_requested
     )
     _tell(config, engine, summary, facts, log)
     if resumed is not None:
-        log.log(f"Resumed from {resumed}.")
+        # Also because a process killed between writing a checkpoint and saying so has left it untold.
+        log.emit(
+            {
+                "event": "checkpoint",
+                "step": engine.step_number,
+                "kind": "resumed",
+                **attrs.asdict(resumed),
+                "seconds": loading_s,
+                "blocked_s": loading_s,
+            }
+        )
         if changes:
             log.warn(
                 f"The run began in another environment ({'; '.join(changes)}), so from here on it is not bit for bit "
@@ -96,7 +110,10 @@ def _engine(
         probes={probe.kind: _build("probe", probe) for probe in config.probes},
         alerts=AlertWatch(config.alerts, weight_storage=config.recipe.weight_storage),
         checkpoints=Checkpoints(
-            _build("checkpoint", config.checkpoint.backend, folder.checkpoints), config.checkpoint.keep, log.warn
+            _build("checkpoint", config.checkpoint.backend, folder.checkpoints),
+            config.checkpoint.keep,
+            log.warn,
+            keep_every=config.checkpoint.keep_every,
         ),
         emit=log.emit,
         stop_requested=stop_requested,

@@ -57,9 +57,11 @@ class CheckpointConfig:
     """``[checkpoint]``: how often, how many, where."""
 
     every: int = attrs.field(default=100, validator=_at_least(0))
-    """Steps between checkpoints; 0: only the last step, an interruption and an anomaly."""
+    """Steps between checkpoints; 0: only the last step, an interruption, a best evaluation and an anomaly."""
     keep: int = attrs.field(default=3, validator=_at_least(1))
-    """How many of the newest are kept, beside the best one and those of anomalies."""
+    """How many of the newest are kept, beside the best one, those of anomalies and those of ``keep_every``."""
+    keep_every: int = attrs.field(default=0, validator=_at_least(0))
+    """Steps between checkpoints that are kept for good; 0: none."""
     backend: Choice
     """The checkpoint backend and its options."""
 

@@ -22,6 +22,7 @@ from altgrad_core.training.data import TokenData, batch, evaluation_batches
 from altgrad_core.training.events import Event, to_json
 from altgrad_core.training.metrics import Measurements
 from altgrad_core.training.probes import Batch, Probe, StepContext
+from altgrad_core.training.restore import check_parameters, restore
 from altgrad_core.training.schedule import learning_rate
 
 Outcome = Literal["done", "stopped", "interrupted"]
@@ -80,11 +81,24 @@ class Engine:
         return self.train_config.batch_size * self.block_size * self.train_config.accumulate
 
     def run(self) -> Outcome:
-        """Train from the current step to the last one."""
+        """Train from the current step to the last one; on return every checkpoint is durable and told of."""
+        try:
+            outcome = self._train()
+        except BaseException as error:
+            try:
+                self._settle(wait=True)  # the caller gives up the run's lock: nothing may be written after that
+            except Exception as another:
+                error.add_note(f"Besides: {another}")
+            raise
+        self._settle(wait=True)
+        return outcome
+
+    def _train(self) -> Outcome:
         self.model.train()
         if self.step_number == 0 and not self.stop_requested():
             self.evaluate()
         while self.step_number < self.train_config.steps:
+            self._settle(wait=False)
             if self.stop_requested():
                 self.save("interrupt")
                 return "interrupted"
@@ -126,7 +140,7 @@ class Engine:
         else:
             self._report(step, alert)
             if self.alerts.nan_total == 1:
-                self._announce("anomaly", step, self.checkpoints.save_anomaly(step, self.state_dict()))
+                self._begin_save(step, "anomaly")
         self.step_number = step
 
         if logged:
@@ -164,15 +178,13 @@ class Engine:
         return loss
 
     def save(self, kind: str, *, best: bool = False) -> None:
-        """Save a checkpoint of this step unless one is there already."""
+        """Begin to save a checkpoint of this step, unless it was saved already; it is written while training goes on."""
         name = self.checkpoints.name(self.step_number)
         if best:
             self.best_checkpoint = name  # before the state is taken: a resumed run puts the pointer right by it
         if self._saved != name:
-            saved = self.checkpoints.save(self.step_number, self.state_dict())
             self._saved = name
-            self._announce(kind, self.step_number, saved)
-        self.checkpoints.point(latest=name, best=self.best_checkpoint)
+            self._begin_save(self.step_number, kind)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that decides how the training goes on: tensors and JSON types."""
@@ -182,32 +194,59 @@ class Engine:
             "casts": self.casts.state_dict(),
             "probes": {name: probe.state_dict() for name, probe in self.probes.items()},
             "alerts": self.alerts.state_dict(),
-            "sinks": self.sinks.state_dict(),
             "rng": rng.state(),
             "step": self.step_number,
             "best_loss": self.best_loss,
             "best_checkpoint": self.best_checkpoint,
         }
 
-    def resume(self) -> str | None:
-        """Load the newest whole checkpoint; returns its name, None when there is none."""
+    def resume(self) -> Saved | None:
+        """Take up the newest whole checkpoint and return it, None when there is none.
+
+        Raises ``AltgradError`` when it is whole but of another model, optimizer or probe than this run's.
+        """
         found = self.checkpoints.load_newest()
         if found is None:
             return None
-        name, state = found
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.casts.load_state_dict(state["casts"])
-        for probe_name, probe in self.probes.items():
-            probe.load_state_dict(state["probes"][probe_name])
-        self.alerts.load_state_dict(state["alerts"])
-        self.sinks.load_state_dict(state["sinks"])
+        check_parameters(found.saved, self.model, found.state.get("model"))
+        restore(
+            found.saved,
+            {**found.state, **found.notes, "progress": found.state},
+            {
+                "model": self.model.load_state_dict,
+                "optimizer": self.optimizer.load_state_dict,
+                "casts": self.casts.load_state_dict,
+                "probes": self._load_probes,
+                "alerts": self.alerts.load_state_dict,
+                "sinks": self.sinks.load_state_dict,
+                "rng": rng.restore,
+                "progress": self._load_progress,
+            },
+        )
+        self._saved = found.saved.name
+        # A crash may have come between a checkpoint and its pointers.
+        self.checkpoints.point(latest=self._saved, best=self.best_checkpoint)
+        return found.saved
+
+    def _load_progress(self, state: dict[str, Any]) -> None:
         self.step_number, self.best_loss = state["step"], state["best_loss"]
         self.best_checkpoint = state["best_checkpoint"]
-        self._saved = name
-        self.checkpoints.point(latest=name, best=self.best_checkpoint)  # a crash may have come between save and this
-        rng.restore(state["rng"])
-        return name
+
+    def _load_probes(self, states: dict[str, Any]) -> None:
+        for name, probe in self.probes.items():
+            probe.load_state_dict(states[name])
+
+    def _begin_save(self, step: int, kind: str) -> None:
+        self._settle(wait=True)  # first, so that the sinks' state follows the event
+        notes = {"kind": kind, "sinks": self.sinks.state_dict()}
+        self.checkpoints.save(step, self.state_dict(), kind=kind, notes=notes, best=self.best_checkpoint)
+
+    def _settle(self, *, wait: bool) -> None:
+        """Tell of a checkpoint that has become durable; ``RunFailed`` when it could not be written."""
+        finished = self.checkpoints.settle(wait=wait)
+        if finished is not None:
+            facts = {**attrs.asdict(finished.saved), "seconds": finished.seconds, "blocked_s": finished.blocked_s}
+            self.emit({"event": "checkpoint", "step": finished.step, "kind": finished.kind, **facts})
 
     def _after_step(self) -> None:
         """Evaluate and save where the schedule says so; always after the last step."""
@@ -219,7 +258,8 @@ class Engine:
             best = loss < self.best_loss
             if best:  # not min(): a NaN would stay the best for good
                 self.best_loss = loss
-        if last or best or (self.checkpoint_every and step % self.checkpoint_every == 0):
+        due = self.checkpoint_every and step % self.checkpoint_every == 0
+        if last or best or due or self.checkpoints.kept_for_good(step):
             self.save("final" if last else "best" if best else "step", best=best)
 
     @staticmethod
@@ -299,9 +339,6 @@ class Engine:
         facts = attrs.asdict(alert)
         facts["value"] = to_json(facts["value"])
         self.emit({"event": "alert", "step": step, **facts})
-
-    def _announce(self, kind: str, step: int, saved: Saved) -> None:
-        self.emit({"event": "checkpoint", "step": step, "kind": kind, **attrs.asdict(saved)})
 
 
 class _Stopwatch:

@@ -1,6 +1,7 @@
 """Events: everything a run tells, one JSON object each, in the order in which it happened.
 
 ``events.jsonl`` in the run folder is the truth; console, report and every metric sink read the same events.
+A ``checkpoint`` event comes when the checkpoint is durable, so metrics of later steps may stand before it.
 Metric values are floats; JSON has no NaN or infinity, so these travel as the strings ``"NaN"``, ``"Infinity"`` and
 ``"-Infinity"``, and ``float()`` reads all three back.
 
@@ -11,7 +12,8 @@ Metric values are floats; JSON has no NaN or infinity, so these travel as the st
 | ``metrics`` | ``step``; ``values``: metric name -> float |
 | ``evaluation`` | ``step``; ``state``: begin, end (the values come as ``metrics``) |
 | ``alert`` | ``step`` and the fields of ``altgrad_core.training.alerts.Alert`` |
-| ``checkpoint`` | ``step``; ``kind``: step, best, anomaly, interrupt, final; the fields of ``...checkpoint.Saved`` |
+| ``checkpoint`` | ``step``; ``kind``: step, best, anomaly, interrupt, final, resumed; the fields of ``...checkpoint.Saved``; \
+``seconds``: how long saving took in the background (``resumed``: loading); ``blocked_s``: how long training waited for it |
 | ``log`` | ``level``: info, warning, error; ``message`` |
 """
 

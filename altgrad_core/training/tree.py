@@ -18,8 +18,8 @@ _MARK = "$"
 def split(tree: dict[str, Any]) -> tuple[dict[str, torch.Tensor], Any]:
     """Return (name -> tensor, JSON skeleton that refers to the tensors by name).
 
-    Names are slash-separated paths such as ``model/blocks.0.attn.qkv.weight``. Raises ``TypeError`` for a value that
-    is neither a tensor nor JSON, naming its path.
+    Names are slash-separated paths such as ``model/blocks.0.attn.qkv.weight``. The tensors are those of the tree; the
+    skeleton shares nothing with it. Raises ``TypeError`` for a value that is neither a tensor nor JSON, naming its path.
     """
     tensors: dict[str, torch.Tensor] = {}
     seen: dict[tuple[Any, ...], str] = {}
@@ -29,8 +29,10 @@ def split(tree: dict[str, Any]) -> tuple[dict[str, torch.Tensor], Any]:
             value = value.detach()
             key = (value.untyped_storage().data_ptr(), value.storage_offset(), value.shape, value.stride(), value.dtype)
             if value.numel() == 0 or key not in seen:
+                while path in tensors:  # the keys 0 and "0", or "a/b" and "b" in "a"
+                    path += "'"
                 seen[key] = path
-                tensors[path] = value.contiguous()
+                tensors[path] = value
                 return {_MARK: "tensor", "name": path}
             return {_MARK: "tensor", "name": seen[key]}
         if isinstance(value, dict):

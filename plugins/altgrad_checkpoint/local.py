@@ -3,20 +3,22 @@
 One folder a checkpoint::
 
     step-000100/
-        model.safetensors  optimizer.safetensors  ...   one file for each top-level key that has tensors
+        model.safetensors  optimizer.safetensors  ...   one file for each group of tensors
         state.json                                      everything else, with references to the tensors
-        manifest.json                                   schema version, size and sha256 of each file
+        notes.json                                      what is kept beside the state: why it was saved, the sinks' state
+        manifest.json                                   schema version, time, size and sha256 of each file
     latest  best                                        text files holding the name of a checkpoint
 
-A checkpoint is written to a hidden temporary folder, every file and the folder synced, then renamed; only a finished one
-ever has its final name. Loading checks every file against the manifest and runs no code: safetensors and JSON only.
+A checkpoint is written to a hidden folder ``.saving-*``, every file and the folder synced, then renamed; only a finished
+one ever has its final name. One that is deleted is renamed to ``.deleted-*`` first. Loading checks every file against the
+manifest and runs no code: safetensors and JSON only.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import itertools
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -26,11 +28,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from altgrad_checkpoint import manifest as manifests
+from altgrad_checkpoint.manifest import NAME, NOTES, STATE, TENSORS, Manifest, sync
 from altgrad_core.errors import RunFailed
-from altgrad_core.training.checkpoint import DamagedCheckpoint, Saved
+from altgrad_core.training.checkpoint import Content, DamagedCheckpoint, Saved
 
-SCHEMA = 1
-_TEMPORARY = ".saving-"
+_SAVING, _DELETED = ".saving-", ".deleted-"
 
 
 class LocalBackend:
@@ -39,89 +42,47 @@ class LocalBackend:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def save(self, name: str, tensors: dict[str, torch.Tensor], state: Any) -> Saved:
-        """Store tensors and a JSON value under ``name``, durably. A full or read-only disk is a ``RunFailed``."""
-        started = time.perf_counter()
-        temporary = self.folder / f"{_TEMPORARY}{name}"
+    def save(self, name: str, content: Content) -> Saved:
+        """Store ``content`` under ``name``, durably. A full or read-only disk is a ``RunFailed``."""
+        temporary, final = self.folder / f"{_SAVING}{name}", self.folder / name
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
-            manifest = self._write(temporary, tensors, state)
-            final = self.folder / name
-            if final.exists():
-                self._remove(name)
-            temporary.rename(final)
-            _sync(self.folder)
+            manifest = _write(temporary, content)
+            self._replace(final, temporary)
+            sync(self.folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise _failed(self.folder / name, error) from error
-        files = manifest["files"]
-        return Saved(
-            name=name,
-            path=f"{self.folder.name}/{name}",
-            bytes=sum(file["bytes"] for file in files.values()),
-            seconds=time.perf_counter() - started,
-            state_hash=_state_hash(manifest),
-        )
+            raise _failed(final, error) from error
+        return self._saved(name, manifest)
 
-    def _write(self, folder: Path, tensors: dict[str, torch.Tensor], state: Any) -> dict[str, Any]:
-        groups: dict[str, dict[str, torch.Tensor]] = {}
-        for path, tensor in tensors.items():
-            group, _, rest = path.partition("/")
-            groups.setdefault(group, {})[rest or group] = tensor.cpu()
-        for group, content in groups.items():
-            save_file(content, folder / f"{group}.safetensors")
-        (folder / "state.json").write_text(json.dumps({"tensors": list(tensors), "state": state}, allow_nan=False))
-        files = {}
-        for file in sorted(folder.iterdir()):
-            files[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-            _sync(file)
-        manifest = {"schema": SCHEMA, "files": files}
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        _sync(folder / "manifest.json")
-        _sync(folder)
-        return manifest
-
-    def load(self, name: str) -> tuple[dict[str, torch.Tensor], Any]:
+    def load(self, name: str) -> tuple[Content, Saved]:
         """Return what was saved, after checking sizes and hashes."""
-        folder = self.folder / name
-        self.verify(name)
-        content = json.loads((folder / "state.json").read_text())
-        groups = {file.stem: load_file(file) for file in folder.glob("*.safetensors")}
-        tensors = {}
-        for path in content["tensors"]:
-            group, _, rest = path.partition("/")
-            tensors[path] = groups[group][rest or group]
-        return tensors, content["state"]
-
-    def verify(self, name: str) -> str:
-        """Check a checkpoint against its manifest and return its state hash; raises ``DamagedCheckpoint``."""
+        saved = self.verify(name)
         folder = self.folder / name
         try:
-            manifest = json.loads((folder / "manifest.json").read_text())
-            schema, files = manifest["schema"], manifest["files"]
-            if schema != SCHEMA:
-                raise DamagedCheckpoint(
-                    f"The checkpoint {folder} has schema {schema}, this AltGrad reads {SCHEMA}; "
-                    "use the version of AltGrad that wrote it (see env.json)."
-                )
-            for file, facts in files.items():
-                path = folder / file
-                if not path.is_file():
-                    raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: {file} is missing.")
-                if path.stat().st_size != facts["bytes"]:
-                    raise DamagedCheckpoint(
-                        f"The checkpoint {folder} is damaged: {file} has {path.stat().st_size} bytes, "
-                        f"{facts['bytes']} were written."
-                    )
-                if _sha256(path) != facts["sha256"]:
-                    raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: the sha256 of {file} differs.")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            state, notes = json.loads((folder / STATE).read_text()), json.loads((folder / NOTES).read_text())
+            groups = {file.stem: load_file(file) for file in folder.glob(f"*{TENSORS}")}
+            tensors = {}
+            for path in state["tensors"]:
+                group, _, rest = path.partition("/")
+                tensors[path] = groups[group][rest or group]
+            return Content(tensors=tensors, state=state["state"], notes=notes), saved
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            # The hashes are right: somebody wrote this folder who is not this class.
             raise DamagedCheckpoint(
-                f"The checkpoint {folder} is damaged: its manifest cannot be read ({error})."
+                f"The checkpoint {folder} is refused: its files do not hold what a checkpoint holds "
+                f"({type(error).__name__}: {error})."
             ) from error
-        return _state_hash(manifest)
+
+    def describe(self, name: str) -> Saved:
+        """Return what the manifest says."""
+        return self._saved(name, manifests.read(self.folder / name))
+
+    def verify(self, name: str) -> Saved:
+        """Check a checkpoint against its manifest; raises ``DamagedCheckpoint``."""
+        return self._saved(name, manifests.verify(self.folder / name))
 
     def names(self) -> list[str]:
         """Return the finished checkpoints in the order of their step."""
@@ -131,31 +92,85 @@ class LocalBackend:
         return sorted(found, key=lambda name: (name.rpartition("-")[2].zfill(20), name))
 
     def delete(self, name: str) -> None:
-        """Remove a checkpoint."""
-        self._remove(name)
-
-    def _remove(self, name: str) -> None:
-        # Renamed first, so that one half deleted is never taken for a whole one.
-        doomed = self.folder / f"{_TEMPORARY}deleted-{name}"
-        shutil.rmtree(doomed, ignore_errors=True)
-        (self.folder / name).rename(doomed)
-        shutil.rmtree(doomed)
+        """Remove a checkpoint, and what an earlier call could not remove."""
+        self._set_aside(self.folder / name)
+        self._remove(_DELETED)
 
     def point(self, pointer: str, name: str) -> None:
         """Write the pointer file anew and rename it into place."""
-        temporary = self.folder / f"{_TEMPORARY}{pointer}"
+        temporary = self.folder / f"{_SAVING}{pointer}"
         try:
             temporary.write_text(f"{name}\n")
-            _sync(temporary)
+            sync(temporary)
             temporary.replace(self.folder / pointer)
-            _sync(self.folder)
+            sync(self.folder)
         except OSError as error:
             raise _failed(self.folder / pointer, error) from error
 
     def pointed(self, pointer: str) -> str | None:
         """Return the name in the pointer file."""
         path = self.folder / pointer
-        return path.read_text().strip() if path.is_file() else None
+        return path.read_text(errors="replace").strip() if path.is_file() else None
+
+    def clean(self) -> None:
+        """Remove the folders of saves and deletions that a crash cut off."""
+        self._remove(_SAVING)
+        self._remove(_DELETED)
+
+    def _replace(self, final: Path, temporary: Path) -> None:
+        if not final.exists():
+            temporary.rename(final)
+            return
+        old = self._set_aside(final)
+        try:
+            temporary.rename(final)
+        except OSError:
+            old.rename(final)
+            raise
+        with contextlib.suppress(OSError):  # it takes space and does no harm; the next deletion tries again
+            self._remove(_DELETED)
+
+    def _set_aside(self, checkpoint: Path) -> Path:
+        """Rename a checkpoint that is to go, so that one half deleted is never taken for a whole one."""
+        targets = (self.folder / f"{_DELETED}{checkpoint.name}-{number}" for number in itertools.count())
+        return checkpoint.rename(next(target for target in targets if not target.exists()))
+
+    def _remove(self, prefix: str) -> None:
+        for path in self.folder.glob(f"{prefix}*"):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def _saved(self, name: str, manifest: Manifest) -> Saved:
+        return Saved(
+            name=name,
+            path=f"{self.folder.name}/{name}",
+            bytes=manifest.bytes,
+            saved_at=manifest.saved_at,
+            state_hash=manifest.state_hash,
+        )
+
+
+def _write(folder: Path, content: Content) -> Manifest:
+    groups: dict[str, dict[str, torch.Tensor]] = {}
+    for path, tensor in content.tensors.items():
+        group, _, rest = path.partition("/")
+        groups.setdefault(group, {})[rest or group] = tensor
+    for group, tensors in groups.items():
+        save_file(tensors, folder / f"{group}{TENSORS}")
+    _write_json(folder / STATE, {"tensors": list(content.tensors), "state": content.state})
+    _write_json(folder / NOTES, content.notes)
+    manifest = manifests.describe_files(folder, round(time.time(), 3))
+    (folder / NAME).write_text(manifest.dump())
+    for file in folder.iterdir():
+        sync(file)
+    sync(folder)
+    return manifest
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, allow_nan=False))
 
 
 def _failed(path: Path, error: Exception) -> RunFailed:
@@ -163,21 +178,3 @@ def _failed(path: Path, error: Exception) -> RunFailed:
         f"Could not write the checkpoint {path}: {error}. Earlier checkpoints are untouched. "
         "Make room or make the folder writable, then give the same command again with --retry-failed."
     )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _state_hash(manifest: dict[str, Any]) -> str:
-    hashes = "".join(f"{name}:{facts['sha256']}\n" for name, facts in sorted(manifest["files"].items()))
-    return hashlib.sha256(hashes.encode()).hexdigest()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from altgrad_core.training.checkpoint import Checkpoints
 from altgrad_core.training.config import TrainConfig
 from altgrad_core.training.engine import Engine
 
@@ -14,6 +15,7 @@ def best_steps(losses: Sequence[float]) -> tuple[list[int], float]:
     engine = object.__new__(Engine)
     engine.train_config = TrainConfig(steps=len(losses), eval_every=1, optimizer=None)
     engine.checkpoint_every, engine.best_loss = 0, math.inf
+    engine.checkpoints = Checkpoints(None, 1, print)
     found: list[int] = []
     engine.save = lambda kind, best: found.append(engine.step_number) if best else None
     for step, loss in enumerate(losses, 1):
