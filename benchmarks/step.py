@@ -117,7 +117,7 @@ def _engine(recipe_name: str, probe_names: list[str], device, small: bool):
         block_size=options.block_size, seed=0, checkpoint_every=0,
         recipe=recipe, model=model, optimizer=plugins.get("optimizer", "adamw").value(AdamWOptions(), model, 6e-4, 0.1),
         data=data, probes=probes, alerts=AlertWatch(AlertConfig()), checkpoints=None, emit=lambda event: None,
-        stop_requested=lambda: False, sinks=None, device=device,
+        stop_requested=lambda steps: False, sinks=None, device=device, config={},
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ LossKind = Literal["validation", "training"]
 
 # What may differ between two runs of which the number format is the question. `alerts` decides when a run stops,
 # which its status shows.
-_FREE = ("experiment", "name", "baseline", "recipe", "checkpoint", "probes", "alerts", "sinks", "launcher")
+_FREE = ("experiment", "name", "baseline", "recipe", "checkpoint", "probes", "alerts", "sinks", "launcher", "fork")
 
 
 @attrs.frozen(kw_only=True)
@@ -136,6 +136,7 @@ def compare(runs: Sequence[Run], baseline: Run | str | None = None) -> Compariso
         notes.append("Training and validation losses are not compared with each other.")
     if base is not None and any(row.difference_percent is not None and not row.baseline for row in rows):
         notes.append("Each run is a single training: repeat with other seeds before trusting a small difference.")
+    notes += [f"{run.name} is a fork of {run.fork}." for run in runs if run.fork]
     return Comparison(rows=rows, baseline=next((row for row in rows if row.baseline), None), notes=tuple(notes))
 
 

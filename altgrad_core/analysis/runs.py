@@ -72,6 +72,12 @@ class Run:
         return bool(self.config.get("baseline", False))
 
     @property
+    def fork(self) -> str | None:
+        """Where the run branched off, ``<experiment>/<run> after step 100``; None for one that began at step 0."""
+        fork = self.config.get("fork")
+        return f"{fork['run']} after step {fork['step']}" if fork else None
+
+    @property
     def planned_steps(self) -> int | None:
         """Optimizer steps that the configuration asks for."""
         steps = self.config.get("train", {}).get("steps")

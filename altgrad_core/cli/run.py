@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from altgrad_core.experiments.schema import Experiment
 
 
 def run(
@@ -29,16 +33,34 @@ def run(
 
     Finished runs are skipped, interrupted ones resume from their newest checkpoint. Ctrl-C saves a checkpoint first.
     """
+    from altgrad_core.experiments.config import load_experiment
+
+    experiment = load_experiment(file, overrides=set_ or ())
+    train_and_report(
+        experiment, runs, only=only or (), fresh=fresh, retry_failed=retry_failed, jobs=jobs, device=device
+    )
+
+
+def train_and_report(
+    experiment: Experiment,
+    runs: Path,
+    *,
+    only: Sequence[str] = (),
+    fresh: bool = False,
+    retry_failed: bool = False,
+    jobs: int = 1,
+    device: str = "auto",
+) -> None:
+    """Train what is missing, compare, write the report; exits with 1 when a run is not finished, 128 + signal after one."""
     from rich.console import Console
 
     from altgrad_core.analysis.compare import compare, table
     from altgrad_core.analysis.report import write_report
     from altgrad_core.analysis.runs import load_experiment_runs
     from altgrad_core.cli.console import make_console
-    from altgrad_core.experiments.config import load_experiment
+    from altgrad_core.experiments.folder import RunFolder
     from altgrad_core.experiments.runner import Interrupted, run_experiment
 
-    experiment = load_experiment(file, overrides=set_ or ())
     console = Console()
     screen = make_console(console)
     try:
@@ -46,7 +68,7 @@ def run(
             experiment,
             runs,
             screen,
-            only=only or (),
+            only=only,
             fresh=fresh,
             retry_failed=retry_failed,
             jobs=jobs,
@@ -65,6 +87,11 @@ def run(
         console.print(verdict, highlight=False, markup=False)
     console.print(f"Report: {write_report(folder)}", highlight=False, markup=False, soft_wrap=True)
     failed = [name for name, status in statuses.items() if status not in ("done", "stopped")]
+    for name in failed:
+        run_folder = RunFolder(folder / name)
+        console.print(f"{name} {statuses[name]}; the end of {run_folder.log}:", style="bold red", markup=False)
+        for line in run_folder.log_end().splitlines():
+            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     if failed:
-        console.print(f"Not finished: {', '.join(failed)}.", style="bold red", highlight=False, markup=False)
+        console.print("Mend the cause, then give the same command with --retry-failed.", highlight=False)
         raise typer.Exit(1)

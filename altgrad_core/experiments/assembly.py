@@ -10,12 +10,14 @@ from typing import Any
 
 import attrs
 import torch
-from torch import nn
 
+from altgrad_core.errors import RunFailed
+from altgrad_core.experiments.adopt import adopt
 from altgrad_core.experiments.config import load_run
 from altgrad_core.experiments.environment import choose_device, environment, record_environment
 from altgrad_core.experiments.eventlog import EventLog
 from altgrad_core.experiments.folder import RunFolder
+from altgrad_core.experiments.runfile import run_table
 from altgrad_core.experiments.schema import RunConfig
 from altgrad_core.files import cache_folder
 from altgrad_core.plugins import Choice, installed
@@ -23,31 +25,31 @@ from altgrad_core.recipes.convert import ConversionSummary, convert
 from altgrad_core.training import rng
 from altgrad_core.training.alerts import AlertWatch
 from altgrad_core.training.checkpoint import Checkpoints
-from altgrad_core.training.data import TokenData, Workspace
-from altgrad_core.training.engine import Engine, Outcome
+from altgrad_core.training.data import Workspace
+from altgrad_core.training.engine import Engine, Outcome, Stateful
+from altgrad_core.training.events import Event
 
 
-def train_run(folder: RunFolder, device_name: str, log: EventLog, stop_requested: Callable[[], bool]) -> Outcome:
-    """Train the run in ``folder`` to its end, or until ``stop_requested``, and return how it ended."""
+def train_run(folder: RunFolder, device_name: str, log: EventLog, stop_requested: Callable[[int], bool]) -> Outcome:
+    """Train the run in ``folder`` to its end and return how it ended.
+
+    ``stop_requested`` is asked between steps, with the number of steps done; a true answer ends the run as interrupted.
+    """
     config = load_run(folder.config)
-    device = choose_device(device_name)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuBLAS needs a workspace of fixed size
-    torch.use_deterministic_algorithms(True)
+    device = prepare_device(device_name)
     facts = environment(device)
-
-    data = _build("dataset", config.data, Workspace(cache=cache_folder(), say=log.log))
-    rng.seed_all(config.seed)
-    model = _build("model", config.model, data.vocab_size)
-    model, summary = convert(model, config.recipe)
-    model.to(device)
-    engine = _engine(config, folder, model, data, log, device, stop_requested)
+    checkpoints = open_checkpoints(config, folder, log.warn)
+    engine, summary = assemble(
+        config, device, checkpoints, emit=log.emit, say=log.log, stop_requested=stop_requested, sinks=log
+    )
     for number, sink in enumerate(config.sinks):
         name = sink.kind if [s.kind for s in config.sinks].count(sink.kind) == 1 else f"{sink.kind}-{number + 1}"
-        log.add_sink(name, functools.partial(_build, "sink", sink, folder.path))
-    engine.checkpoints.clean()
+        log.add_sink(name, functools.partial(build, "sink", sink, folder.path))
+    checkpoints.clean()
     started = time.perf_counter()
     resumed = engine.resume()
     loading_s = time.perf_counter() - started
+    notes = _begin_fork(config, engine) if resumed is None and config.fork is not None else None
     changes = record_environment(folder.environment, facts)
     log.start_sinks(folder.path / "sinks.json")
     log.emit(
@@ -77,49 +79,88 @@ def train_run(folder: RunFolder, device_name: str, log: EventLog, stop_requested
                 f"The run began in another environment ({'; '.join(changes)}), so from here on it is not bit for bit "
                 "what it would have been there."
             )
+    if config.fork is not None and notes is not None:
+        log.log(" ".join([f"Begins where {config.fork.run} stood after step {config.fork.step}.", *notes]))
     outcome = engine.run()
     reason = {"done": "", "stopped": "non-finite loss or gradients", "interrupted": "signal"}[outcome]
     log.emit({"event": "status", "status": outcome, "step": engine.step_number, "reason": reason})
     return outcome
 
 
-def _build(kind: str, choice: Choice, *arguments: Any) -> Any:
-    return installed().get(kind, choice.kind).value(choice.options, *arguments)
+def prepare_device(name: str) -> torch.device:
+    """Return the device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` and make this process compute deterministically."""
+    device = choose_device(name)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuBLAS needs a workspace of fixed size
+    torch.use_deterministic_algorithms(True)
+    return device
 
 
-def _engine(
+def assemble(
     config: RunConfig,
-    folder: RunFolder,
-    model: nn.Module,
-    data: TokenData,
-    log: EventLog,
     device: torch.device,
-    stop_requested: Callable[[], bool],
-) -> Engine:
-    return Engine(
+    checkpoints: Checkpoints,
+    *,
+    emit: Callable[[Event], None],
+    say: Callable[[str], None],
+    stop_requested: Callable[[int], bool],
+    sinks: Stateful,
+) -> tuple[Engine, ConversionSummary]:
+    """Return the engine of a run before its first step, and what its recipe converted. Seeds all generators."""
+    data = build("dataset", config.data, Workspace(cache=cache_folder(), say=say))
+    rng.seed_all(config.seed)
+    model = build("model", config.model, data.vocab_size)
+    model, summary = convert(model, config.recipe)
+    model.to(device)
+    engine = Engine(
         train=config.train,
         block_size=config.model.options.block_size,
         seed=config.seed,
         checkpoint_every=config.checkpoint.every,
         recipe=config.recipe,
         model=model,
-        optimizer=_build(
+        optimizer=build(
             "optimizer", config.train.optimizer, model, config.train.learning_rate, config.train.weight_decay
         ),
         data=data,
-        probes={probe.kind: _build("probe", probe) for probe in config.probes},
+        probes={probe.kind: build("probe", probe) for probe in config.probes},
         alerts=AlertWatch(config.alerts, weight_storage=config.recipe.weight_storage),
-        checkpoints=Checkpoints(
-            _build("checkpoint", config.checkpoint.backend, folder.checkpoints),
-            config.checkpoint.keep,
-            log.warn,
-            keep_every=config.checkpoint.keep_every,
-        ),
-        emit=log.emit,
+        checkpoints=checkpoints,
+        emit=emit,
         stop_requested=stop_requested,
-        sinks=log,
+        sinks=sinks,
         device=device,
+        config=run_table(config),
+        first_step=0 if config.fork is None else config.fork.step,
     )
+    return engine, summary
+
+
+def open_checkpoints(config: RunConfig, folder: RunFolder, warn: Callable[[str], None]) -> Checkpoints:
+    """Return the checkpoints of the run in ``folder``; ``warn`` is told what goes wrong without ending the run."""
+    return Checkpoints(
+        build("checkpoint", config.checkpoint.backend, folder.checkpoints),
+        config.checkpoint.keep,
+        warn,
+        keep_every=config.checkpoint.keep_every,
+    )
+
+
+def build(kind: str, choice: Choice, *arguments: Any) -> Any:
+    """Return what the plugin chosen as ``kind`` builds of its options and ``arguments``."""
+    return installed().get(kind, choice.kind).value(choice.options, *arguments)
+
+
+def _begin_fork(config: RunConfig, engine: Engine) -> list[str]:
+    """Give the engine the state that the fork begins with; returns what of it starts anew, in sentences."""
+    assert config.fork is not None
+    name = next((name for name in engine.checkpoints.backend.names() if name.startswith("start-")), None)
+    if name is None:
+        raise RunFailed(
+            f"This run is a fork of {config.fork.run} and its copy of the parent's checkpoint is missing: give the "
+            "command 'altgrad fork' again."
+        )
+    found = engine.checkpoints.load(name)
+    return adopt(engine, found.state, found.notes["config"])
 
 
 def _tell(

@@ -24,7 +24,7 @@ from altgrad_core.spelling import KeyPath, key_text, shown
 from altgrad_core.structure import Collector, StructureError
 from altgrad_core.training.config import TrainConfig
 
-__all__ = ["difference", "dump_run", "load_experiment", "load_run"]
+__all__ = ["difference", "dump_run", "load_experiment", "load_run", "override_run"]
 
 DEFAULT_KEYS = ("seed", "model", "data", "recipe", "train", "checkpoint", "probes", "alerts", "launcher")
 RUN_KEYS = ("name", "baseline", "matrix", *DEFAULT_KEYS)
@@ -63,15 +63,30 @@ def load_experiment(path: str | Path, *, overrides: Sequence[str] = (), plugins:
 
 def load_run(path: str | Path, *, plugins: Plugins | None = None) -> RunConfig:
     """Return the configuration that a ``run.toml`` holds; raises ``AltgradError`` as ``load_experiment`` does."""
+    return override_run(path, (), plugins=plugins)
+
+
+def override_run(path: str | Path, overrides: Sequence[str], *, plugins: Plugins | None = None) -> RunConfig:
+    """Return the configuration that a ``run.toml`` holds, changed by the arguments of ``--set`` (``train.steps=50``).
+
+    Raises one ``AltgradError`` that lists every mistake.
+    """
     path = Path(path)
     document, positions = _read(path, "It is written by 'altgrad run'.")
     report = _Report(str(path), document, positions)
+    layers = Layers()
+    for key, value in document.items():
+        layers.lay((key,), value, Origin((key,)))
+    for override in [parsed for text in overrides if (parsed := _parse_override(text, report))]:
+        if override.run is not None:
+            report.setting(override.text, "there is one run only; leave the name before the colon out")
+        layers.lay(override.path, override.value, Origin(override.path, setting=override.text))
     config = None
     try:
-        config = build_run(document, installed() if plugins is None else plugins)
+        config = build_run(layers.values, installed() if plugins is None else plugins)
     except StructureError as error:
         for problem in error.problems:
-            report.add(Origin(problem.path), problem.message)
+            report.add(layers.origin(problem.path), problem.message)
     report.check()
     assert config is not None
     return config

@@ -60,6 +60,12 @@ class RunFolder:
         """Locked by the worker for as long as it lives; names it."""
         return self.path / "run.lock"
 
+    def log_end(self, lines: int = 15) -> str:
+        """Return the last lines that the run's worker printed; empty when it printed nothing."""
+        if not self.log.exists():
+            return ""
+        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
     def status(self) -> Status:
         """Return the state of the run; see the module's text."""
         if self.holder() is not None:

@@ -102,6 +102,8 @@ def run_table(config: RunConfig) -> dict[str, Any]:
     table["launcher"] = _choice_table(config.launcher)
     if config.sinks:
         table["sink"] = [_choice_table(sink) for sink in config.sinks]
+    if config.fork is not None:
+        table["fork"] = unstructure(config.fork)
     return table
 
 

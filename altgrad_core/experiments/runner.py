@@ -21,6 +21,7 @@ from altgrad_core.errors import AltgradError, unknown
 from altgrad_core.experiments.config import difference, dump_run, load_run
 from altgrad_core.experiments.eventlog import EventTail
 from altgrad_core.experiments.folder import RunFolder, hold
+from altgrad_core.experiments.fork import bring_start
 from altgrad_core.experiments.launch import Launcher, Worker
 from altgrad_core.experiments.plan import open_data
 from altgrad_core.experiments.schema import Experiment, RunConfig, Status
@@ -87,7 +88,7 @@ def run_experiment(
     starts over. SIGINT and SIGTERM make every worker save a checkpoint and end; then ``Interrupted`` is raised.
     Raises ``AltgradError`` when a run's configuration differs from that of its folder, with the differences.
     """
-    selected = _select(experiment, only)
+    selected = select_runs(experiment, only)
     if device not in ("auto", "cpu"):  # these need no look, and no torch
         from altgrad_core.experiments.environment import choose_device
 
@@ -107,6 +108,8 @@ def run_experiment(
         observer.begin(plan)
         for planned in plan:
             planned.folder.path.mkdir(exist_ok=True)
+            if planned.config.fork is not None and planned.action != "skip":
+                bring_start(planned.config, planned.folder)
             write_whole(planned.folder.config, dump_run(planned.config))
         _Crew(observer, device, jobs).work_off([planned for planned in plan if planned.action != "skip"])
     return {planned.config.name: planned.folder.status() for planned in plan}
@@ -120,7 +123,8 @@ class Interrupted(BaseException):
         self.exit_status = 128 + number
 
 
-def _select(experiment: Experiment, only: Sequence[str]) -> list[RunConfig]:
+def select_runs(experiment: Experiment, only: Sequence[str]) -> list[RunConfig]:
+    """Return the runs that ``--only`` names, by name or pattern; all without one. ``AltgradError`` when one fits none."""
     names = [run.name for run in experiment.runs]
     for pattern in only:
         if not fnmatch.filter(names, pattern):
@@ -236,7 +240,7 @@ class _Crew:
         status = planned.folder.status()
         log_end = ""
         if exit_status and not self.received:
-            log_end = _end_of(planned.folder.log)
+            log_end = planned.folder.log_end()
             if exit_status < 0:
                 log_end += f"\nThe worker was ended by signal {-exit_status}."
         self.observer.end(planned, status, log_end.strip())
@@ -261,9 +265,3 @@ def _forwarding(crew: _Crew) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _end_of(path: Path, lines: int = 15) -> str:
-    if not path.exists():
-        return ""
-    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])

@@ -12,6 +12,20 @@ from altgrad_core.training.config import AlertConfig, CheckpointConfig, TrainCon
 
 
 @attrs.frozen(kw_only=True)
+class Fork:
+    """``[fork]`` of a ``run.toml``: where the run branched off. ``altgrad fork`` writes it."""
+
+    run: str
+    """``<experiment>/<run>`` of the parent."""
+    step: int
+    """Steps that the parent had trained."""
+    checkpoint: str
+    """Name of the parent's checkpoint; the fork holds a copy of it, ``start-...``."""
+    state_hash: str
+    """sha256 over the hashes of that checkpoint's files."""
+
+
+@attrs.frozen(kw_only=True)
 class RunConfig:
     """One training, complete."""
 
@@ -41,6 +55,8 @@ class RunConfig:
     """Who else receives the events; ``events.jsonl`` and the console always do."""
     launcher: Choice = attrs.field(factory=lambda: Choice("process"))
     """How the run's worker is started."""
+    fork: Fork | None = None
+    """The checkpoint of another run that this one begins with; None: initialized weights."""
 
 
 @attrs.frozen(kw_only=True)

@@ -53,18 +53,25 @@ def main() -> None:
     parser.add_argument(
         "--parent", type=int, help="End, after a checkpoint, when this process is not the parent any more."
     )
+    parser.add_argument("--stop-at", type=int, help="End, after a checkpoint, when this many steps are done.")
     arguments = parser.parse_args()
-    sys.exit(execute(RunFolder(arguments.folder), arguments.device, arguments.parent))
+    sys.exit(execute(RunFolder(arguments.folder), arguments.device, arguments.parent, arguments.stop_at))
 
 
-def execute(folder: RunFolder, device_name: str, parent: int | None = None) -> int:
-    """Train the run and return its exit status: 0 done or stopped by an alert, 1 failed, 128 + signal interrupted."""
+def execute(folder: RunFolder, device_name: str, parent: int | None = None, stop_at: int | None = None) -> int:
+    """Train the run and return its exit status: 0 done or stopped by an alert, 1 failed, 128 + signal interrupted.
+
+    A run that ended at ``stop_at`` steps has the status of an interrupted one, and 128.
+    """
     with hold(folder.lock, f"The run {folder.path}"), _signals(parent) as received:
         log = EventLog(folder.events)
         try:
             from altgrad_core.experiments.assembly import train_run
 
-            outcome = train_run(folder, device_name, log, lambda: received.first is not None)
+            def stop_requested(steps: int) -> bool:
+                return received.first is not None or (stop_at is not None and steps >= stop_at)
+
+            outcome = train_run(folder, device_name, log, stop_requested)
             return 128 + (received.first or 0) if outcome == "interrupted" else 0
         except Exception as error:
             known = isinstance(error, AltgradError) or type(error).__name__ == "OutOfMemoryError"

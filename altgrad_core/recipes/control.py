@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -24,6 +24,8 @@ class CastControl:
     def __init__(self) -> None:
         self.casting = True
         self.collecting = False
+        self.listener: Callable[[str, torch.Tensor], None] | None = None
+        """Is told of every cast that is counted, in order: ``layer.operand`` and its statistics vector."""
         self.seed = 0
         self._step = 0
         self._occurrences: dict[str, int] = {}
@@ -42,6 +44,8 @@ class CastControl:
 
     def record(self, key: str, statistics: torch.Tensor) -> None:
         """Keep a statistics vector under ``layer.operand``; stays on its device."""
+        if self.listener is not None:
+            self.listener(key, statistics)
         self._collected.setdefault(key, []).append(statistics)
 
     def take(self) -> dict[str, torch.Tensor]:

@@ -49,9 +49,13 @@ class OptimizerStateCast(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Take back ``state_dict``; the optimizer has its state back already."""
+        self.make_casts()
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def make_casts(self) -> None:
+        """Make the casts of the tensors that the optimizer has by now."""
         for key, _, state, _ in self._tensors():
             self._cast(key, state)
-        return super().load_state_dict(state_dict, strict, assign)
 
     def _tensors(self) -> Iterator[tuple[str, str, str, Tensor]]:
         """Yield (key of the cast, parameter's name, state's name, tensor) for every tensor that may be cast."""

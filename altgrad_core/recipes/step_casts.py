@@ -31,6 +31,14 @@ from altgrad_core.recipes.resolve import resolve_recipe
 from altgrad_core.recipes.weights import WeightStorage
 
 
+def load_matching(module: nn.Module, state: Mapping[str, Any]) -> bool:
+    """Load the entries of ``state`` that ``module`` has in the same shape; returns whether it has all of its own now."""
+    own = module.state_dict()
+    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    module.load_state_dict({**own, **fitting})
+    return len(fitting) == len(own)
+
+
 def check_step_casts(model: nn.Module, recipe: Recipe) -> None:
     """Raise the ``AltgradError`` that ``StepCasts`` would raise for scalings that do not go with what they scale."""
     WeightStorage(model, recipe, CastControl())
@@ -97,6 +105,19 @@ class StepCasts:
         """Take back ``state_dict``; model and optimizer have their state back already."""
         for name, part in self._parts.items():
             part.load_state_dict(state[name])
+
+    def adopt_state_dict(self, state: Mapping[str, Any]) -> bool:
+        """Take from the state of a training with another recipe what has a place here; returns whether nothing is missing.
+
+        Optimizer state and weights, which were stored as the other recipe said, are cast as this one says.
+        """
+        whole = True
+        for name, part in self._parts.items():
+            if isinstance(part, OptimizerStateCast):
+                part.make_casts()
+            whole &= load_matching(part, state.get(name, {}))
+        self.after_update()
+        return whole
 
     @torch.no_grad()
     def _run(self, name: str) -> None:

@@ -1,8 +1,8 @@
 """Checkpoints: which are written, which are kept, which one a resumed run starts from. A backend does the storing.
 
-Names: ``step-000100`` for the state after a step, ``anomaly-000123`` for the state before the first non-finite update,
-kept for good. Two pointers, ``latest`` and ``best``, move only after the checkpoint they point to is durable, and
-rotation deletes only after both have moved.
+Names: ``step-000100`` for the state after a step; kept for good are ``anomaly-000123``, the state before step 123, which went
+wrong, and ``start-000100``, what a run that branched off another began with. Two pointers, ``latest`` and ``best``, move only
+after the checkpoint they point to is durable, and rotation deletes only after both have moved.
 """
 
 from __future__ import annotations
@@ -21,6 +21,12 @@ from altgrad_core.training import tree
 from altgrad_core.training.saving import BackgroundJob, HostCopy
 
 _STEP = re.compile(r"step-(\d+)")
+
+
+def steps_done(name: str) -> int:
+    """Return how many steps the training had done when it was in the state of a checkpoint of this name."""
+    kind, _, number = name.rpartition("-")
+    return int(number) - (kind == "anomaly")  # an anomaly is the state before its step
 
 
 class DamagedCheckpoint(AltgradError):

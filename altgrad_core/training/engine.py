@@ -16,7 +16,7 @@ from altgrad_core.recipes.recipe import Compute, Recipe
 from altgrad_core.recipes.step_casts import StepCasts
 from altgrad_core.training import rng
 from altgrad_core.training.alerts import Alert, AlertWatch
-from altgrad_core.training.checkpoint import Checkpoints, Saved
+from altgrad_core.training.checkpoint import Checkpoints, Loaded, Saved
 from altgrad_core.training.config import TrainConfig
 from altgrad_core.training.data import TokenData, batch, evaluation_batches
 from altgrad_core.training.events import Event, to_json
@@ -36,11 +36,24 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...  # noqa: D102
 
 
+class NoSinks:
+    """A training that nobody is told of."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing."""
+
+
 class Engine:
     """Trains a (converted) model.
 
-    ``emit`` receives every event; ``stop_requested`` is asked between steps, and a true answer ends the run as
-    interrupted after a checkpoint. The caller has seeded the generators, built the model and moved it to ``device``.
+    ``emit`` receives every event; ``stop_requested`` is asked between steps, with the number of steps done, and a true
+    answer ends the run as interrupted after a checkpoint. The caller has seeded the generators, built the model and moved it to ``device``.
+    ``config`` is the run's configuration as tables, kept in its checkpoints; ``first_step`` is where the run began, above
+    0 for one that branched off another.
     """
 
     def __init__(
@@ -58,19 +71,21 @@ class Engine:
         alerts: AlertWatch,
         checkpoints: Checkpoints,
         emit: Callable[[Event], None],
-        stop_requested: Callable[[], bool],
+        stop_requested: Callable[[int], bool],
         device: torch.device,
         sinks: Stateful,
+        config: dict[str, Any],
+        first_step: int = 0,
     ) -> None:
         self.train_config, self.block_size, self.seed = train, block_size, seed
         self.checkpoint_every = checkpoint_every
         self.recipe, self.model, self.optimizer = recipe, model, optimizer
         self.data, self.probes, self.alerts, self.checkpoints = data, probes, alerts, checkpoints
         self.emit, self.stop_requested, self.device = emit, stop_requested, device
-        self.sinks = sinks
+        self.sinks, self.config = sinks, config
         self.casts = StepCasts(model, optimizer, recipe, seed=seed)
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.step_number = 0
+        self.step_number = self.first_step = first_step
         self.best_loss = math.inf
         self.best_checkpoint: str | None = None
         self._saved: str | None = None
@@ -95,11 +110,11 @@ class Engine:
 
     def _train(self) -> Outcome:
         self.model.train()
-        if self.step_number == 0 and not self.stop_requested():
+        if self.step_number == self.first_step and not self.stop_requested(self.step_number):
             self.evaluate()
         while self.step_number < self.train_config.steps:
             self._settle(wait=False)
-            if self.stop_requested():
+            if self.stop_requested(self.step_number):
                 self.save("interrupt")
                 return "interrupted"
             alert = self.step()
@@ -115,7 +130,7 @@ class Engine:
         config = self.train_config
         step = self.step_number + 1
         logged = step % config.log_every == 0 or step in (1, config.steps)
-        context = self._context(step)
+        context = self.context(step)
         probes = [probe for probe in self.probes.values() if logged and probe.due(step)]
         probing = _Stopwatch(self.device)
         rate = self._set_learning_rate(step)
@@ -192,26 +207,36 @@ class Engine:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "casts": self.casts.state_dict(),
-            "probes": {name: probe.state_dict() for name, probe in self.probes.items()},
+            "probes": self.probe_states(),
             "alerts": self.alerts.state_dict(),
             "rng": rng.state(),
             "step": self.step_number,
-            "best_loss": self.best_loss,
-            "best_checkpoint": self.best_checkpoint,
         }
 
-    def resume(self) -> Saved | None:
-        """Take up the newest whole checkpoint and return it, None when there is none.
+    def probe_states(self) -> dict[str, Any]:
+        """Return what each probe remembers, by name."""
+        return {name: probe.state_dict() for name, probe in self.probes.items()}
 
-        Raises ``AltgradError`` when it is whole but of another model, optimizer or probe than this run's.
-        """
+    def resume(self) -> Saved | None:
+        """Take up the newest whole checkpoint and return it, None when there is none."""
         found = self.checkpoints.load_newest()
         if found is None:
             return None
+        self.take_up(found)
+        self._saved = found.saved.name
+        # A crash may have come between a checkpoint and its pointers.
+        self.checkpoints.point(latest=self._saved, best=self.best_checkpoint)
+        return found.saved
+
+    def take_up(self, found: Loaded) -> None:
+        """Put everything where a checkpoint of this run stands.
+
+        Raises ``AltgradError`` when it is whole but of another model, optimizer or probe than this run's.
+        """
         check_parameters(found.saved, self.model, found.state.get("model"))
         restore(
             found.saved,
-            {**found.state, **found.notes, "progress": found.state},
+            {**found.state, **found.notes},
             {
                 "model": self.model.load_state_dict,
                 "optimizer": self.optimizer.load_state_dict,
@@ -220,26 +245,27 @@ class Engine:
                 "alerts": self.alerts.load_state_dict,
                 "sinks": self.sinks.load_state_dict,
                 "rng": rng.restore,
-                "progress": self._load_progress,
+                "step": self._load_step,
+                "best": self._load_best,
             },
         )
-        self._saved = found.saved.name
-        # A crash may have come between a checkpoint and its pointers.
-        self.checkpoints.point(latest=self._saved, best=self.best_checkpoint)
-        return found.saved
 
-    def _load_progress(self, state: dict[str, Any]) -> None:
-        self.step_number, self.best_loss = state["step"], state["best_loss"]
-        self.best_checkpoint = state["best_checkpoint"]
+    def _load_step(self, step: int) -> None:
+        self.step_number = step
+
+    def _load_best(self, best: dict[str, Any]) -> None:
+        self.best_loss, self.best_checkpoint = best["loss"], best["checkpoint"]
 
     def _load_probes(self, states: dict[str, Any]) -> None:
         for name, probe in self.probes.items():
             probe.load_state_dict(states[name])
 
-    def _begin_save(self, step: int, kind: str) -> None:
+    def _begin_save(self, step: int, kind: str, state: dict[str, Any] | None = None) -> None:
         self._settle(wait=True)  # first, so that the sinks' state follows the event
-        notes = {"kind": kind, "sinks": self.sinks.state_dict()}
-        self.checkpoints.save(step, self.state_dict(), kind=kind, notes=notes, best=self.best_checkpoint)
+        best = {"loss": self.best_loss, "checkpoint": self.best_checkpoint}
+        notes = {"kind": kind, "sinks": self.sinks.state_dict(), "config": self.config, "best": best}
+        state = self.state_dict() if state is None else state
+        self.checkpoints.save(step, state, kind=kind, notes=notes, best=self.best_checkpoint)
 
     def _settle(self, *, wait: bool) -> None:
         """Tell of a checkpoint that has become durable; ``RunFailed`` when it could not be written."""
@@ -273,7 +299,8 @@ class Engine:
                         what = f"{type(probe).__module__}.{type(probe).__qualname__}"
                         raise RuntimeError(f"the probe {what} failed in {moment}: {error!r}") from error
 
-    def _context(self, step: int) -> StepContext:
+    def context(self, step: int) -> StepContext:
+        """Return what probes see of ``step``: its batches, and how to run its forward and backward."""
         config = self.train_config
         batches: list[Batch] = []
         for micro_step in range(config.accumulate):

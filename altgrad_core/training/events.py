@@ -14,6 +14,7 @@ Metric values are floats; JSON has no NaN or infinity, so these travel as the st
 | ``alert`` | ``step`` and the fields of ``altgrad_core.training.alerts.Alert`` |
 | ``checkpoint`` | ``step``; ``kind``: step, best, anomaly, interrupt, final, resumed; the fields of ``...checkpoint.Saved``; \
 ``seconds``: how long saving took in the background (``resumed``: loading); ``blocked_s``: how long training waited for it |
+| ``anomaly`` | ``step``; ``path`` of what the flight recorder left; ``first``: fields of ``...postmortem.Place``, at most two |
 | ``log`` | ``level``: info, warning, error; ``message`` |
 """
 
@@ -46,6 +47,15 @@ def to_json(value: float) -> float | str:
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+
+
+def numbers_to_json(value: Any) -> Any:
+    """Return a nested value of dicts, lists and numbers with ``to_json`` applied to every float in it."""
+    if isinstance(value, dict):
+        return {key: numbers_to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [numbers_to_json(item) for item in value]
+    return to_json(value) if isinstance(value, float) else value
 
 
 def metrics_of(event: Event) -> dict[str, float]:

@@ -70,7 +70,7 @@ def engine(folder: Path, recipe: object = RECIPE, probes: dict[str, Probe] | Non
         checkpoint_every=3, recipe=resolved, model=model, optimizer=build_adamw(AdamWOptions(), model, 1e-3, 0.1),
         data=data, probes=probes or {}, alerts=AlertWatch(AlertConfig()),
         checkpoints=Checkpoints(LocalBackend(folder), 2, print), emit=lambda event: None,
-        stop_requested=lambda: False, sinks=NoSinks(), device=torch.device("cpu"),
+        stop_requested=lambda steps: False, sinks=NoSinks(), device=torch.device("cpu"), config={},
     )  # fmt: skip
 
 

@@ -1,0 +1,140 @@
+"""``altgrad fork``: the same weights, something else from here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers import MakeExperiment, altgrad_here, comparable_metrics, state_hash
+
+import altgrad_core as altgrad
+
+RUNS = """
+[[run]]
+name = "parent"
+baseline = true
+recipe = { base = "e5m2", scaling = { kind = "delayed", history = 4 }, gradient = { format = "e5m2", rounding = "stochastic" } }
+[[sink]]
+kind = "csv"
+"""
+
+
+@pytest.fixture
+def parent(make_experiment: MakeExperiment, tmp_path: Path) -> Path:
+    file = make_experiment(RUNS, dropout=0.1)
+    (run,) = altgrad.run(file)
+    assert run.status == "done"
+    return tmp_path / "runs" / "small" / "parent"
+
+
+def fork(moment: str, name: str, *settings: str) -> str:
+    options = [option for setting in settings for option in ("--set", setting)]
+    status, said = altgrad_here("fork", moment, "--name", name, *options)
+    assert status == 0, said
+    return said
+
+
+def test_a_fork_that_changes_nothing_repeats_its_parent_bit_for_bit(parent: Path) -> None:
+    said = fork("runs/small/parent@8", "same")
+    run = altgrad.load_run(parent.parent / "same")
+    assert run.status == "done"
+    assert run.metrics("train/loss")[0] == [9, 10, 11, 12]
+    theirs = comparable_metrics(parent)
+    for name, (steps, values) in comparable_metrics(run.folder).items():
+        expected = dict(zip(*theirs[name], strict=True))
+        assert {s: v for s, v in zip(steps, values, strict=True) if s > 8} == {s: expected[s] for s in steps if s > 8}
+    assert state_hash(run.folder, "step-000012") == state_hash(parent, "step-000012")
+    assert "same is a fork of small/parent after step 8." in said
+    assert "is a fork of small/parent after step 8" in (parent.parent / "report.html").read_text()
+    lineage = run.config["fork"]
+    assert (lineage["run"], lineage["step"], lineage["checkpoint"]) == ("small/parent", 8, "step-000008")
+    assert lineage["state_hash"] == state_hash(parent, "step-000008") == state_hash(run.folder, "start-000008")
+    rows = (run.folder / "metrics.csv").read_text().splitlines()
+    assert {int(row.split(",")[0]) for row in rows[1:]} == {8, 9, 10, 11, 12}, "8: the evaluation that it begins with"
+
+
+def test_another_recipe_from_here(parent: Path) -> None:
+    fork("runs/small/parent@latest", "other", 'recipe="bf16"', "train.steps=16")
+    run = altgrad.load_run(parent.parent / "other")
+    steps, losses = run.metrics("val/loss")
+    assert steps[0] == 12
+    # BF16 at the parent's weights: near, and not the same.
+    before = altgrad.load_run(parent).metrics("val/loss")[1][-1]
+    assert losses[0] == pytest.approx(before, rel=0.01)
+    assert losses[0] != before
+    assert run.config["recipe"]["name"] == "bf16"
+
+
+def test_what_starts_anew_is_said(parent: Path) -> None:
+    fork("runs/small/parent@8", "seed", "seed=7")
+    longer = 'recipe={ base = "e5m2", weight_storage = "e5m2", scaling = { kind = "delayed", history = 7 } }'
+    assert "Scaling state that the other recipe does not have starts anew" in fork(
+        "runs/small/parent@8", "storage", longer
+    )
+    said = [event["message"] for event in events(parent.parent / "seed") if event["event"] == "log"]
+    assert any("Batches and dropout are those of seed 7 from here on." in message for message in said)
+    assert not any("Scaling state" in message for message in said)
+    assert (
+        altgrad.load_run(parent.parent / "seed").metrics("train/loss")[1]
+        != (altgrad.load_run(parent).metrics("train/loss")[1][8:])
+    )
+    run = altgrad.load_run(parent.parent / "storage")
+    from safetensors.torch import load_file
+
+    weight = load_file(run.folder / "checkpoints" / "step-000012" / "model.safetensors")["blocks.0.mlp.up.weight"]
+    assert len(weight.abs().unique()) <= 124, "only E5M2 magnitudes"
+
+
+def test_options_of_the_optimizer_are_the_forks_own(parent: Path) -> None:
+    fork("runs/small/parent@8", "same")
+    fork("runs/small/parent@8", "decay", "train.weight_decay=0.5")
+    fork("runs/small/parent@8", "betas", 'train.optimizer={ kind = "adamw", beta2 = 0.5 }')
+    same, *others = (
+        altgrad.load_run(parent.parent / name).metrics("train/loss")[1] for name in ("same", "decay", "betas")
+    )
+    for losses in others:
+        assert losses[0] == same[0]
+        assert losses[-1] != same[-1]
+
+
+def test_the_same_command_again_says_that_it_is_done(parent: Path) -> None:
+    fork("runs/small/parent@8", "same")
+    shutil.rmtree(parent / "checkpoints")
+    shutil.copytree(parent.parent / "same" / "checkpoints" / "start-000008", parent / "checkpoints" / "step-000008")
+    assert "is done already" in fork("runs/small/parent@8", "same")
+    status, said = altgrad_here("fork", "runs/small/parent@8", "--name", "same", "--set", "train.learning_rate=1e-5")
+    assert status == 2
+    assert "train.learning_rate: 0.003 -> 1e-05" in said
+
+
+WRONG = [
+    ("runs/small/parent", "x", [], "Expected RUN@STEP"),
+    ("runs/small/nobody@8", "x", [], "There is no run in runs/small/nobody"),
+    ("runs/small/parent@7", "x", [], "has no checkpoint 'step-000007'; there are: "),
+    ("runs/small/parent@8", "parent", [], "--name: the fork needs a name other than its parent's"),
+    ("runs/small/parent@8", "a/b", [], "expected a name that can be a folder"),
+    ("runs/small/parent@12", "x", [], "nothing to train: it begins after step 12 and train.steps is 12"),
+    ("runs/small/parent@8", "x", ['reciep="bf16"'], "Did you mean 'recipe'"),
+    ("runs/small/parent@8", "x", ["other:train.steps=9"], "there is one run only"),
+]
+
+
+def test_wrong_input_is_one_sentence(parent: Path) -> None:
+    for moment, name, settings, expected in WRONG:
+        options = [option for setting in settings for option in ("--set", setting)]
+        status, said = altgrad_here("fork", moment, "--name", name, *options)
+        assert (status, expected in said) == (2, True), said
+        assert not (parent.parent / "x").exists()
+
+
+def test_another_model_is_refused(parent: Path) -> None:
+    status, said = altgrad_here("fork", "runs/small/parent@8", "--name", "wide", "--set", "model.n_embd=64")
+    assert status == 1
+    assert "The checkpoint is that of another model: " in said
+    assert "[257, 64], was [257, 32]" in said
+
+
+def events(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]

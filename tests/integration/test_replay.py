@@ -1,0 +1,113 @@
+"""``altgrad replay`` and the flight recorder: a step that went wrong, looked at again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers import MakeExperiment, altgrad_here, comparable_metrics, state_hash
+from safetensors.torch import load_file
+
+import altgrad_core as altgrad
+
+DELAYED = '{ base = "e5m2", scaling = { kind = "delayed", history = 4 }, gradient = { format = "e5m2", rounding = "stochastic" } }'
+FINE = f'[[run]]\nname = "r"\nrecipe = {DELAYED}\n'
+EXPLODES = """
+[[run]]
+name = "r"
+recipe = "e4m3fn"
+alerts = { nan_patience = 3 }
+train = { learning_rate = 1e30, min_learning_rate = 1e30, warmup_steps = 0, steps = 50, grad_clip = 0.0 }
+"""
+
+
+def replayed(moment: str, *options: str) -> dict:
+    status, said = altgrad_here("replay", moment, "--json", *options)
+    assert status == 0, said
+    return json.loads(said)
+
+
+def test_every_step_is_done_again_exactly(make_experiment: MakeExperiment, tmp_path: Path) -> None:
+    (run,) = altgrad.run(make_experiment(FINE, dropout=0.1))
+    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
+    logged = dict(zip(*run.metrics("train/loss"), strict=True))
+    cosines = dict(zip(*run.metrics("grad_cos_sim"), strict=True))
+    for step in (1, 6, 12):
+        found = replayed(f"runs/small/r@{step}")
+        (execution,) = found["executions"]
+        assert found["exact"] is True
+        assert execution["metrics"]["train/loss"] == logged[step]
+        if step in cosines:
+            assert execution["metrics"]["grad_cos_sim"] == cosines[step]
+        assert set(execution["casts"]) >= {"blocks.0.mlp.up.input", "blocks.0.mlp.up.grad_output"}
+    assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")} == before, "nothing is written"
+
+
+def test_the_step_with_another_recipe_beside_it(make_experiment: MakeExperiment) -> None:
+    altgrad.run(make_experiment(FINE))
+    found = replayed("runs/small/r@10", "--recipe", "fp32")
+    run, other = found["executions"]
+    assert found["retrained"] == 1
+    assert (run["changed"], other["changed"], other["recipe"]) == (False, True, "fp32")
+    assert other["metrics"]["grad_cos_sim"] == pytest.approx(1.0, abs=1e-6)
+    assert run["metrics"]["grad_cos_sim"] < 0.9999
+    assert other["metrics"]["train/loss"] == pytest.approx(run["metrics"]["train/loss"], rel=0.02)
+    _, said = altgrad_here("replay", "runs/small/r@10", "--recipe", "fp32")
+    assert "loss and gradient norm are those of the run, bit for bit" in said
+    assert "fp32 (changed)" in said
+
+
+def test_an_anomaly_leaves_everything_and_replays(make_experiment: MakeExperiment, tmp_path: Path) -> None:
+    (run,) = altgrad.run(make_experiment(EXPLODES))
+    assert run.status == "stopped"
+    first = next(alert for alert in run.alerts if alert["alert"] == "nan")["step"]
+    folder = run.folder / "anomalies" / f"step-{first:06d}"
+    facts = json.loads((folder / "anomaly.json").read_text())
+    assert facts["step"] == first
+    assert facts["alerts"][0]["alert"] == "nan"
+    (place,) = [place for place in facts["first"] if place["kind"] == "non-finite"]
+    assert place["phase"] in ("weights", "forward")
+    batch = load_file(folder / "batch.safetensors")
+    assert batch["inputs"].shape == batch["targets"].shape == (1, 4, 32)
+    steps = [json.loads(line)["step"] for line in (folder / "statistics.jsonl").read_text().splitlines()]
+    assert steps == list(range(max(1, first - 20), first))
+    assert (run.folder / facts["checkpoint_path"]).is_dir()
+    found = replayed(f"runs/small/r@{first}")
+    assert found["checkpoint"] == f"anomaly-{first:06d}"
+    assert found["retrained"] == 0
+    assert found["executions"][0]["first"] == facts["first"]
+    assert found["executions"][0]["casts"] == facts["casts"]
+
+
+def test_recording_changes_nothing_of_the_training(make_experiment: MakeExperiment, tmp_path: Path) -> None:
+    """An overflow alert records in the middle of a run with every kind of state."""
+    watched = f'[[run]]\nname = "watched"\nrecipe = {DELAYED}\nalerts = {{ underflow = {{ threshold = 0.0, action = "checkpoint" }} }}\n'
+    file = make_experiment(FINE + watched, dropout=0.1)
+    plain, recorded = altgrad.run(file)
+    assert (recorded.folder / "anomalies").is_dir()
+    assert not (plain.folder / "anomalies").exists()
+    assert comparable_metrics(plain.folder) == comparable_metrics(recorded.folder)
+    for part in ("model", "optimizer", "casts"):
+        mine, theirs = (
+            load_file(run.folder / "checkpoints" / "step-000012" / f"{part}.safetensors") for run in (recorded, plain)
+        )
+        assert all(mine[name].equal(theirs[name]) for name in theirs)
+
+
+def test_a_rate_is_recorded_with_the_state_before_its_step(make_experiment: MakeExperiment) -> None:
+    watched = f'[[run]]\nname = "r"\nrecipe = {DELAYED}\nalerts = {{ underflow = {{ threshold = 0.0, action = "checkpoint" }} }}\n'
+    (run,) = altgrad.run(make_experiment(watched, dropout=0.1))
+    (event,) = [e for e in map(json.loads, (run.folder / "events.jsonl").open()) if e["event"] == "anomaly"]
+    step = event["step"]
+    found = replayed(f"runs/small/r@{step}")
+    assert found["checkpoint"] == f"anomaly-{step:06d}"
+    assert found["exact"] is True
+
+
+def test_a_step_that_is_none(make_experiment: MakeExperiment) -> None:
+    altgrad.run(make_experiment('[[run]]\nname = "r"\nrecipe = "bf16"\n'))
+    for place in ("0", "13", "best"):
+        status, said = altgrad_here("replay", f"runs/small/r@{place}")
+        assert status == 2
+        assert f"a step of this run is a number from 1 to 12, got '{place}'" in said
