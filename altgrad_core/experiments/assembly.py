@@ -64,7 +64,7 @@ def train_run(folder: RunFolder, device_name: str, log: EventLog, stop_requested
                 "what it would have been there."
             )
     outcome = engine.run()
-    reason = {"done": "", "stopped": "non-finite loss or gradients", "interrupted": "signal"}[outcome]
+    reason = {"done": "", "stopped": engine.alerts.stop_reason, "interrupted": "signal"}[outcome]
     log.emit({"event": "status", "status": outcome, "step": engine.step_number, "reason": reason})
     return outcome
 

@@ -73,6 +73,7 @@ class Engine:
         self.best_loss = math.inf
         self.best_checkpoint: str | None = None
         self._saved: str | None = None
+        self._anomaly: int | None = None  # step whose anomaly checkpoint is there
 
     @property
     def tokens_per_step(self) -> int:
@@ -84,19 +85,20 @@ class Engine:
         self.model.train()
         if self.step_number == 0 and not self.stop_requested():
             self.evaluate()
-        while self.step_number < self.train_config.steps:
+        while self.step_number < self.train_config.steps and not self.alerts.stop_reason:
             if self.stop_requested():
                 self.save("interrupt")
                 return "interrupted"
-            alert = self.step()
-            if alert is not None and alert.action == "stop":
-                self.save("final")
-                return "stopped"
-            self._after_step()
+            self.step()
+            if not self.alerts.stop_reason:
+                self._after_step()
+        if self.alerts.stop_reason:
+            self.save("final")
+            return "stopped"
         return "done"
 
-    def step(self) -> Alert | None:
-        """Do one optimizer step; returns the alert of a step whose update was skipped."""
+    def step(self) -> list[Alert]:
+        """Do one optimizer step and carry out the alerts that it raises; returns them."""
         started = time.perf_counter()
         config = self.train_config
         step = self.step_number + 1
@@ -117,19 +119,15 @@ class Engine:
 
         grad_norm = self._clip_gradients()
         loss_value, norm_value = torch.stack([loss.double(), grad_norm.double()]).tolist()
-        alert = self.alerts.check_finite(loss_value, norm_value)
-        if alert is None:
+        alerts = self._carry_out(step, self.alerts.check_loss(step, loss_value, norm_value))
+        if math.isfinite(loss_value) and math.isfinite(norm_value):
             self._probe("before_update", probes, context, probing)
             self.optimizer.step()
             self.casts.after_update()
             self._probe("after_update", probes, context, probing)
-        else:
-            self._report(step, alert)
-            if self.alerts.nan_total == 1:
-                self._announce("anomaly", step, self.checkpoints.save_anomaly(step, self.state_dict()))
         self.step_number = step
 
-        if logged:
+        if logged or self.alerts.stop_reason:
             values = context.measurements.read()
             elapsed = time.perf_counter() - started
             values |= {
@@ -140,11 +138,11 @@ class Engine:
                 "train/tokens_per_s": self.tokens_per_step / (elapsed - probing.seconds),
                 "train/step_s": elapsed,
                 "train/probe_s": probing.seconds,
+                "train/skipped_updates": self.alerts.skipped_updates,
             }
             self._emit_metrics(step, values)
-            for finding in self.alerts.check_rates(values):
-                self._report(step, finding)
-        return alert
+            alerts += self._carry_out(step, self.alerts.check_rates(values))
+        return alerts
 
     def evaluate(self) -> float:
         """Return the mean loss over the fixed validation batches, with the recipe's casts on."""
@@ -295,10 +293,15 @@ class Engine:
     def _emit_metrics(self, step: int, values: dict[str, float]) -> None:
         self.emit({"event": "metrics", "step": step, "values": {name: to_json(v) for name, v in values.items()}})
 
-    def _report(self, step: int, alert: Alert) -> None:
-        facts = attrs.asdict(alert)
-        facts["value"] = to_json(facts["value"])
-        self.emit({"event": "alert", "step": step, **facts})
+    def _carry_out(self, step: int, alerts: list[Alert]) -> list[Alert]:
+        """Report the alerts and save one anomaly checkpoint if any of them asks for it; returns them."""
+        for alert in alerts:
+            facts = attrs.asdict(alert) | {"value": to_json(alert.value), "threshold": to_json(alert.threshold)}
+            self.emit({"event": "alert", "step": step, **facts})
+        if any(alert.action == "checkpoint" for alert in alerts) and self._anomaly != step:
+            self._anomaly = step  # a rate is known after the update only: the state from before it is the better one
+            self._announce("anomaly", step, self.checkpoints.save_anomaly(step, self.state_dict()))
+        return alerts
 
     def _announce(self, kind: str, step: int, saved: Saved) -> None:
         self.emit({"event": "checkpoint", "step": step, "kind": kind, **attrs.asdict(saved)})
