@@ -241,6 +241,9 @@ def _mean(run: Run, metric: str, factor: float = 1) -> float | None:
 
 
 def _nan_steps(run: Run) -> int | None:
+    counted = run.metrics("train/skipped_updates")[1]
+    if counted:  # knows of the steps between logged ones, too
+        return int(counted[-1])
     watched = ("train/loss", "train/grad_norm")
     logged = [[values[name] for name in watched if name in values] for values in run.values.values()]
     logged = [values for values in logged if values]

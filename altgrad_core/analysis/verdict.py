@@ -47,6 +47,8 @@ def _progress(row: Row) -> str:
 
 
 def _because(row: Row) -> str:
+    if row.reason and row.status == "stopped":  # what the alert said, in sentences
+        return f": {row.reason.rstrip('.')}"
     return f" ({row.reason.rstrip('.')})" if row.reason else ""
 
 

@@ -15,6 +15,7 @@ from altgrad_core.errors import RunFailed
 from altgrad_core.experiments.adopt import adopt
 from altgrad_core.experiments.config import load_run
 from altgrad_core.experiments.environment import choose_device, environment, record_environment
+from altgrad_core.experiments.eventfile import last_metrics
 from altgrad_core.experiments.eventlog import EventLog
 from altgrad_core.experiments.folder import RunFolder
 from altgrad_core.experiments.runfile import run_table
@@ -28,6 +29,7 @@ from altgrad_core.training.checkpoint import Checkpoints
 from altgrad_core.training.data import Workspace
 from altgrad_core.training.engine import Engine, Outcome, Stateful
 from altgrad_core.training.events import Event
+from altgrad_core.training.recorder import FlightRecorder
 
 
 def train_run(folder: RunFolder, device_name: str, log: EventLog, stop_requested: Callable[[int], bool]) -> Outcome:
@@ -42,6 +44,7 @@ def train_run(folder: RunFolder, device_name: str, log: EventLog, stop_requested
     engine, summary = assemble(
         config, device, checkpoints, emit=log.emit, say=log.log, stop_requested=stop_requested, sinks=log
     )
+    engine.recorder = FlightRecorder(folder.anomalies, functools.partial(last_metrics, folder.events))
     for number, sink in enumerate(config.sinks):
         name = sink.kind if [s.kind for s in config.sinks].count(sink.kind) == 1 else f"{sink.kind}-{number + 1}"
         log.add_sink(name, functools.partial(build, "sink", sink, folder.path))
@@ -82,7 +85,7 @@ def train_run(folder: RunFolder, device_name: str, log: EventLog, stop_requested
     if config.fork is not None and notes is not None:
         log.log(" ".join([f"Begins where {config.fork.run} stood after step {config.fork.step}.", *notes]))
     outcome = engine.run()
-    reason = {"done": "", "stopped": "non-finite loss or gradients", "interrupted": "signal"}[outcome]
+    reason = {"done": "", "stopped": engine.alerts.stop_reason, "interrupted": "signal"}[outcome]
     log.emit({"event": "status", "status": outcome, "step": engine.step_number, "reason": reason})
     return outcome
 

@@ -56,6 +56,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def anomalies(self) -> Path:
+        """What the flight recorder leaves."""
+        return self.path / "anomalies"
+
+    @property
     def lock(self) -> Path:
         """Locked by the worker for as long as it lives; names it."""
         return self.path / "run.lock"

@@ -10,6 +10,7 @@ import attrs
 from altgrad_core.recipes.resolve import CASTS
 from altgrad_core.recipes.resolve_cast import CAST_KEYS
 from altgrad_core.spelling import KeyPath
+from altgrad_core.training.config import ALERTS, AlertConfig
 
 
 @attrs.frozen
@@ -29,7 +30,7 @@ class Origin:
 
 
 def shorthand(path: KeyPath) -> str | None:
-    """Return the key that a plain string at ``path`` stands for: ``optimizer = "adamw"`` is its ``kind``."""
+    """Return the key that a plain value at ``path`` stands for: ``optimizer = "adamw"`` is its ``kind``."""
     match path:
         case ("model" | "data" | "launcher",) | ("train", "optimizer") | ("checkpoint", "backend"):
             return "kind"
@@ -41,7 +42,13 @@ def shorthand(path: KeyPath) -> str | None:
             return "kind"
         case ("recipe", "optimizer_state", str(state)) if state not in CAST_KEYS:
             return "format"
+        case ("alerts", str(alert)) if alert in ALERTS:
+            return AlertConfig.default(alert).plain
     return None
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
 
 
 @attrs.frozen
@@ -57,6 +64,7 @@ class Layers:
 
         A table that chooses another ``kind`` (or names the ``base`` of a recipe) replaces the earlier one, whose
         options belong to something else; a table without it changes options of what the earlier string or table chose.
+        An alert's number changes that number in an earlier table.
         """
         table = self.values
         for depth in range(1, len(path)):
@@ -73,13 +81,13 @@ class Layers:
         return Origin(path)
 
     def _open(self, parent: dict[str, Any], path: KeyPath) -> dict[str, Any]:
-        """Return the table at ``path``, made when there is none; a string becomes the key it stands for."""
+        """Return the table at ``path``, made when there is none; a string or number becomes the key it stands for."""
         key, word = str(path[-1]), shorthand(path)
         current = parent.get(key)
         if isinstance(current, dict):
             return current
         opened: dict[str, Any] = {}
-        if isinstance(current, str) and word is not None:
+        if word is not None and (isinstance(current, str) or _is_number(current)):
             opened[word] = current
             self._origins[*path, word] = self._origins[path]
         parent[key] = opened
@@ -88,8 +96,12 @@ class Layers:
     def _put(self, parent: dict[str, Any], path: KeyPath, value: Any, origin: Origin) -> None:
         key, word = str(path[-1]), shorthand(path)
         current = parent.get(key)
-        if path[0] == "probes" and len(path) == 2 and value is True and isinstance(current, dict):
-            return  # it is on already, with options
+        if path[0] in ("probes", "alerts") and len(path) == 2:
+            if value is True and (isinstance(current, dict) or _is_number(current)):
+                return  # it is on already, with options
+            if word is not None and _is_number(value) and isinstance(current, dict):
+                self._put(current, (*path, word), value, origin)  # an alert's number changes nothing else of it
+                return
         if not isinstance(value, Mapping):
             self._forget(path)
             parent[key] = value

@@ -60,7 +60,7 @@ class Replay:
         """Whether loss and gradient norm are what the run logged, bit for bit; None when it logged nothing."""
         mine = self.executions[0].metrics
         pairs = [(value, mine[name]) for name, value in self.recorded.items()]
-        return all(a == b or (a != a and b != b) for a, b in pairs) if pairs else None
+        return all(repr(a) == repr(b) for a, b in pairs) if pairs else None  # by text, so that a NaN equals itself
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON types, but for non-finite floats."""

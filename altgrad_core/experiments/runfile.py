@@ -15,7 +15,8 @@ from altgrad_core.plugins import Choice, Plugins
 from altgrad_core.recipes.recipe import Recipe
 from altgrad_core.recipes.resolve import recipe_table, resolve_recipe
 from altgrad_core.spelling import shown
-from altgrad_core.structure import Collector, choose, structure, unstructure
+from altgrad_core.structure import Collector, Problem, StructureError, choose, structure, unstructure
+from altgrad_core.training.config import ALERTS, AlertConfig, Rule
 
 DEFAULTS = {"model": "gpt", "data": "stdlib", "launcher": "process", "optimizer": "adamw", "backend": "local"}
 PLUGIN_KINDS = {
@@ -55,6 +56,9 @@ def build_run(table: Mapping[str, Any], plugins: Plugins) -> RunConfig:
     values["probes"] = ()
     with collector.at("probes"):
         values["probes"] = _probes(table.get("probes", {}), plugins)
+    values["alerts"] = AlertConfig()
+    with collector.at("alerts"):
+        values["alerts"] = _alerts(table.get("alerts", {}))
     values["sinks"] = ()
     with collector.at("sink"):
         values["sinks"] = build_sinks(table.get("sink", []), plugins)
@@ -93,11 +97,13 @@ def run_table(config: RunConfig) -> dict[str, Any]:
         "data": _choice_table(config.data),
         "recipe": recipe_table(config.recipe),
     }
-    for key, part in (("train", config.train), ("checkpoint", config.checkpoint), ("alerts", config.alerts)):
+    for key, part in (("train", config.train), ("checkpoint", config.checkpoint)):
         fields = {field.name: getattr(part, field.name) for field in attrs.fields(type(part))}
         table[key] = unstructure(
             {name: _choice_table(value) if isinstance(value, Choice) else value for name, value in fields.items()}
         )
+    rules = {alert: getattr(config.alerts, alert) for alert in ALERTS}
+    table["alerts"] = {alert: False if rule is None else unstructure(rule) for alert, rule in rules.items()}
     table["probes"] = {probe.kind: unstructure(probe.options) for probe in config.probes}
     table["launcher"] = _choice_table(config.launcher)
     if config.sinks:
@@ -135,6 +141,34 @@ def _probes(value: Any, plugins: Plugins) -> tuple[Choice, ...]:
                 probes.append(Choice(name, structure({} if options is True else options, extension.options)))
     collector.check()
     return tuple(sorted(probes, key=lambda probe: probe.kind))
+
+
+def _alerts(value: Any) -> AlertConfig:
+    collector = Collector()
+    rules: dict[str, Any] = {}
+    for alert, said in structure(value, dict[str, Any]).items():
+        if alert not in ALERTS:
+            collector.add((alert,), unknown("key", alert, ALERTS))
+            continue
+        with collector.at(alert):
+            rules[alert] = _rule(said, AlertConfig.default(alert))
+    collector.check()
+    return AlertConfig(**rules)
+
+
+def _rule(said: Any, default: Rule) -> Rule | None:
+    """Return the rule that ``0.5``, ``{ threshold = 0.5, patience = 3 }`` or ``true`` means; None for ``false``."""
+    if isinstance(said, bool):
+        return default if said else None
+    if isinstance(said, Mapping):
+        return structure({**unstructure(default), **said}, type(default))
+    if not isinstance(said, int | float):
+        what = f"a number (its {default.plain}), a table, true or false"
+        raise StructureError([Problem((), f"expected {what}, got {shown(said)}")])
+    try:
+        return structure({**unstructure(default), default.plain: said}, type(default))
+    except StructureError as error:  # the key that the number stands for is not in the file
+        raise StructureError([Problem((), problem.message) for problem in error.problems]) from error
 
 
 def _choice_table(choice: Choice) -> dict[str, Any]:

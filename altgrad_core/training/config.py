@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, Literal, cast
 
 import attrs
 
@@ -66,15 +66,110 @@ class CheckpointConfig:
     """The checkpoint backend and its options."""
 
 
+Action = Literal["log", "checkpoint", "stop"]
+
+
+def _fraction(_: Any, field: Any, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(
+            f"expected a fraction from 0 to below 1 (0.5 is 50 %), got {value}; false switches the alert off"
+        )
+
+
+def _within_window(rule: Any, field: Any, value: int) -> None:
+    if value > rule.window:
+        raise ValueError(f"expected at most the window of {rule.window}, got {value}; give both")
+
+
+@attrs.frozen(kw_only=True)
+class NanRule:
+    """When non-finite steps raise an alert."""
+
+    plain: ClassVar[str] = "patience"
+
+    patience: int = attrs.field(validator=_at_least(1))
+    """Steps in a row with a loss or gradient norm that is NaN or infinite."""
+    action: Action
+    """`"log"`, `"checkpoint"` (the state is saved and kept for good) or `"stop"` (the run ends)."""
+
+
+@attrs.frozen(kw_only=True)
+class SpikeRule:
+    """When a loss far above those before it raises an alert."""
+
+    plain: ClassVar[str] = "threshold"
+
+    threshold: float = attrs.field(default=10.0, validator=_above(0))
+    """Robust deviations above the median: (loss - median) / (1.4826 MAD) of the losses before it."""
+    patience: int = attrs.field(default=1, validator=_at_least(1))
+    """Steps in a row beyond the threshold."""
+    action: Action = "log"
+    """`"log"`, `"checkpoint"` (the state is saved and kept for good) or `"stop"` (the run ends)."""
+    window: int = attrs.field(default=100, validator=[_at_least(3), attrs.validators.le(10_000)])
+    """Finite losses before the step that it is compared with; at most 10,000."""
+    min_losses: int = attrs.field(default=20, validator=[_at_least(3), _within_window])
+    """Finite losses that there must be before the first comparison."""
+
+
+@attrs.frozen(kw_only=True)
+class DivergenceRule:
+    """When a loss that rises for long raises an alert."""
+
+    plain: ClassVar[str] = "threshold"
+
+    threshold: float = attrs.field(default=0.5, validator=_above(0))
+    """Nats that the smoothed loss is above its lowest value so far."""
+    patience: int = attrs.field(default=50, validator=_at_least(1))
+    """Steps in a row beyond the threshold."""
+    action: Action = "log"
+    """`"log"`, `"checkpoint"` (the state is saved and kept for good) or `"stop"` (the run ends)."""
+    window: int = attrs.field(default=25, validator=[_at_least(1), attrs.validators.le(10_000)])
+    """The smoothed loss is the median of this many finite losses, the newest included; at most 10,000."""
+
+
+@attrs.frozen(kw_only=True)
+class RateRule:
+    """When a rate, averaged over layers, raises an alert."""
+
+    plain: ClassVar[str] = "threshold"
+
+    threshold: float = attrs.field(validator=_fraction)
+    """Fraction, from 0 to below 1, above which the mean over layers is too high."""
+    patience: int = attrs.field(default=1, validator=_at_least(1))
+    """Measurements in a row beyond the threshold."""
+    action: Action = "log"
+    """`"log"`, `"checkpoint"` (the state is saved and kept for good) or `"stop"` (the run ends)."""
+
+
+Rule = NanRule | SpikeRule | DivergenceRule | RateRule
+
+
 @attrs.frozen(kw_only=True)
 class AlertConfig:
-    """``[alerts]``: thresholds. A rate is a fraction of elements, 0 to 1, taken as the mean over layers."""
+    """``[alerts]``: what raises an alert, and what is done about it; None is an alert that is off."""
 
-    nan_patience: int = attrs.field(default=10, validator=_at_least(1))
-    """Steps in a row with a non-finite loss or gradient after which the run stops; the run's first one saves a checkpoint."""
-    bit_stall: float = attrs.field(default=0.5, validator=_at_least(0))
-    """Warn when the mean bit-stall rate is above this."""
-    overflow: float = attrs.field(default=0.01, validator=_at_least(0))
-    """Warn when the mean overflow rate is above this."""
-    dead_neurons: float = attrs.field(default=0.5, validator=_at_least(0))
-    """Warn when the mean dead-neuron fraction is above this."""
+    nan: NanRule | None = NanRule(patience=1, action="checkpoint")
+    """A loss or gradient norm that is not finite. The update is skipped, whatever is set here."""
+    nan_patience: NanRule | None = NanRule(patience=10, action="stop")
+    """The same for many steps in a row."""
+    loss_spike: SpikeRule | None = SpikeRule()
+    """A training loss far above those before it."""
+    divergence: DivergenceRule | None = DivergenceRule()
+    """A smoothed training loss that stays above its best."""
+    bit_stall: RateRule | None = RateRule(threshold=0.5)
+    """`bit_stall_rate`: weights that a step leaves as they are in the format."""
+    overflow: RateRule | None = RateRule(threshold=0.01)
+    """`overflow_rate`: elements that a cast clamps."""
+    underflow: RateRule | None = RateRule(threshold=0.1)
+    """`underflow_rate`: elements that a cast turns into zero."""
+    dead_neurons: RateRule | None = RateRule(threshold=0.5)
+    """`dead_neuron_window_frac`: neurons without a gradient in each of the last measurements."""
+
+    @staticmethod
+    def default(alert: str) -> Rule:
+        """Return the rule of an alert that is not mentioned."""
+        rule: Any = attrs.fields_dict(AlertConfig)[alert].default
+        return cast(Rule, rule)
+
+
+ALERTS = tuple(attrs.fields_dict(AlertConfig))

@@ -22,6 +22,7 @@ from altgrad_core.training.data import TokenData, batch, evaluation_batches
 from altgrad_core.training.events import Event, to_json
 from altgrad_core.training.metrics import Measurements
 from altgrad_core.training.probes import Batch, Probe, StepContext
+from altgrad_core.training.recorder import Before, FlightRecorder
 from altgrad_core.training.restore import check_parameters, restore
 from altgrad_core.training.schedule import learning_rate
 
@@ -51,9 +52,9 @@ class Engine:
     """Trains a (converted) model.
 
     ``emit`` receives every event; ``stop_requested`` is asked between steps, with the number of steps done, and a true
-    answer ends the run as interrupted after a checkpoint. The caller has seeded the generators, built the model and moved it to ``device``.
-    ``config`` is the run's configuration as tables, kept in its checkpoints; ``first_step`` is where the run began, above
-    0 for one that branched off another.
+    answer ends the run as interrupted after a checkpoint. The caller has seeded the generators, built the model and
+    moved it to ``device``. ``config`` is the run's configuration as tables, kept in its checkpoints; ``first_step`` is
+    where the run began, above 0 for one that branched off another. ``recorder`` is told of anomalies.
     """
 
     def __init__(
@@ -76,19 +77,21 @@ class Engine:
         sinks: Stateful,
         config: dict[str, Any],
         first_step: int = 0,
+        recorder: FlightRecorder | None = None,
     ) -> None:
         self.train_config, self.block_size, self.seed = train, block_size, seed
         self.checkpoint_every = checkpoint_every
         self.recipe, self.model, self.optimizer = recipe, model, optimizer
         self.data, self.probes, self.alerts, self.checkpoints = data, probes, alerts, checkpoints
         self.emit, self.stop_requested, self.device = emit, stop_requested, device
-        self.sinks, self.config = sinks, config
+        self.sinks, self.config, self.recorder = sinks, config, recorder
         self.casts = StepCasts(model, optimizer, recipe, seed=seed)
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.step_number = self.first_step = first_step
         self.best_loss = math.inf
         self.best_checkpoint: str | None = None
         self._saved: str | None = None
+        self._recorded: int | None = None  # the newest step that the recorder knows
 
     @property
     def tokens_per_step(self) -> int:
@@ -112,20 +115,21 @@ class Engine:
         self.model.train()
         if self.step_number == self.first_step and not self.stop_requested(self.step_number):
             self.evaluate()
-        while self.step_number < self.train_config.steps:
+        while self.step_number < self.train_config.steps and not self.alerts.stop_reason:
             self._settle(wait=False)
             if self.stop_requested(self.step_number):
                 self.save("interrupt")
                 return "interrupted"
-            alert = self.step()
-            if alert is not None and alert.action == "stop":
-                self.save("final")
-                return "stopped"
-            self._after_step()
+            self.step()
+            if not self.alerts.stop_reason:
+                self._after_step()
+        if self.alerts.stop_reason:
+            self.save("final")
+            return "stopped"
         return "done"
 
-    def step(self) -> Alert | None:
-        """Do one optimizer step; returns the alert of a step whose update was skipped."""
+    def step(self) -> list[Alert]:
+        """Do one optimizer step and carry out the alerts that it raises; returns them."""
         started = time.perf_counter()
         config = self.train_config
         step = self.step_number + 1
@@ -133,6 +137,7 @@ class Engine:
         context = self.context(step)
         probes = [probe for probe in self.probes.values() if logged and probe.due(step)]
         probing = _Stopwatch(self.device)
+        before = self._before(measured=bool(probes))
         rate = self._set_learning_rate(step)
         self.casts.begin_step(step)
 
@@ -146,19 +151,15 @@ class Engine:
 
         grad_norm = self._clip_gradients()
         loss_value, norm_value = torch.stack([loss.double(), grad_norm.double()]).tolist()
-        alert = self.alerts.check_finite(loss_value, norm_value)
-        if alert is None:
+        alerts = self._carry_out(self.alerts.check_loss(step, loss_value, norm_value), context, before)
+        if math.isfinite(loss_value) and math.isfinite(norm_value):
             self._probe("before_update", probes, context, probing)
             self.optimizer.step()
             self.casts.after_update()
             self._probe("after_update", probes, context, probing)
-        else:
-            self._report(step, alert)
-            if self.alerts.nan_total == 1:
-                self._begin_save(step, "anomaly")
         self.step_number = step
 
-        if logged:
+        if logged or self.alerts.stop_reason:
             values = context.measurements.read()
             elapsed = time.perf_counter() - started
             values |= {
@@ -169,11 +170,11 @@ class Engine:
                 "train/tokens_per_s": self.tokens_per_step / (elapsed - probing.seconds),
                 "train/step_s": elapsed,
                 "train/probe_s": probing.seconds,
+                "train/skipped_updates": self.alerts.skipped_updates,
             }
             self._emit_metrics(step, values)
-            for finding in self.alerts.check_rates(values):
-                self._report(step, finding)
-        return alert
+            alerts += self._carry_out(self.alerts.check_rates(values), context, before)
+        return alerts
 
     def evaluate(self) -> float:
         """Return the mean loss over the fixed validation batches, with the recipe's casts on."""
@@ -362,10 +363,23 @@ class Engine:
     def _emit_metrics(self, step: int, values: dict[str, float]) -> None:
         self.emit({"event": "metrics", "step": step, "values": {name: to_json(v) for name, v in values.items()}})
 
-    def _report(self, step: int, alert: Alert) -> None:
-        facts = attrs.asdict(alert)
-        facts["value"] = to_json(facts["value"])
-        self.emit({"event": "alert", "step": step, **facts})
+    def _before(self, *, measured: bool) -> Before | None:
+        """Copy what a step changes, for the recorder: weights only where an alert may ask for them after the update."""
+        if self.recorder is None:
+            return None
+        return Before.of(self, weights=measured and self.alerts.records_rates)
+
+    def _carry_out(self, alerts: list[Alert], context: StepContext, before: Before | None) -> list[Alert]:
+        """Report the alerts and, if one asks for more than that, record the step; returns them."""
+        for alert in alerts:
+            facts = attrs.asdict(alert) | {"value": to_json(alert.value), "threshold": to_json(alert.threshold)}
+            self.emit({"event": "alert", "step": context.step, **facts})
+        grave = [alert for alert in alerts if alert.action != "log"]
+        if grave and self.recorder is not None and before is not None and self._recorded != context.step:
+            self._recorded = context.step  # by a loss or gradient: the state from before the update is the better one
+            self._begin_save(context.step, "anomaly", before.state_dict(self))
+            self.emit(self.recorder.record(self, context, alerts, before))
+        return alerts
 
 
 class _Stopwatch:

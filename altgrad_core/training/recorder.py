@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,8 @@ KEPT_STEPS = 20
 class Before:
     """The state before a step, as far as the step changes it."""
 
+    step: int
+    """Steps done."""
     rng: dict[str, Any]
     """Generators."""
     buffers: dict[str, Tensor]
@@ -64,12 +66,13 @@ class Before:
         """Copy the state of ``engine``; with ``weights`` also weights and optimizer state."""
         model = engine.model
         return cls(
+            step=engine.step_number,
             rng=rng.state(),
-            buffers={name: buffer.detach().clone() for name, buffer in model.named_buffers()},
+            buffers=_copies(model.named_buffers(remove_duplicate=False)),
             casts=copy.deepcopy(engine.casts.state_dict()),
             probes=copy.deepcopy(engine.probe_states()),
             alerts=copy.deepcopy(engine.alerts.state_dict()),
-            parameters={n: p.detach().clone() for n, p in model.named_parameters()} if weights else None,
+            parameters=_copies(model.named_parameters(remove_duplicate=False)) if weights else None,
             optimizer=copy.deepcopy(engine.optimizer.state_dict()) if weights else None,
         )
 
@@ -78,7 +81,7 @@ class Before:
         state = engine.state_dict()
         earlier = self.buffers | (self.parameters or {})
         state["model"] = {name: earlier.get(name, value) for name, value in state["model"].items()}
-        state |= {"casts": self.casts, "probes": self.probes, "alerts": self.alerts, "rng": self.rng}
+        state |= {"casts": self.casts, "probes": self.probes, "alerts": self.alerts, "rng": self.rng, "step": self.step}
         if self.optimizer is not None:
             state["optimizer"] = self.optimizer
         return state
@@ -97,6 +100,18 @@ class Before:
         finally:
             _copy(now, tensors)
             rng.restore(generators)
+
+
+def _copies(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Copy tensors by name; what is one tensor under two names (tied weights) stays one."""
+    made: dict[int, Tensor] = {}
+    return {name: _once(made, tensor) for name, tensor in tensors}
+
+
+def _once(made: dict[int, Tensor], tensor: Tensor) -> Tensor:
+    if id(tensor) not in made:
+        made[id(tensor)] = tensor.detach().clone()
+    return made[id(tensor)]
 
 
 @torch.no_grad()

@@ -23,6 +23,14 @@ class ProbeOptions:
 
 
 @attrs.frozen(kw_only=True)
+class GradientsOptions(ProbeOptions):
+    """``probes.gradients``."""
+
+    window: int = attrs.field(default=5, validator=_positive)
+    """Measurements in a row without any gradient that make a neuron count in `dead_neuron_window_frac`."""
+
+
+@attrs.frozen(kw_only=True)
 class ShadowOptions:
     """``probes.shadow``: costs an FP32 forward and backward each time, two to four BF16 steps on a CPU."""
 
@@ -30,11 +38,11 @@ class ShadowOptions:
     """Steps between measurements; the first step is always measured."""
 
 
-def build_gradients(options: ProbeOptions) -> Probe:
+def build_gradients(options: GradientsOptions) -> Probe:
     """Norms, SNR and dead neurons of each parameter's gradient."""
     from altgrad_probes.gradients import GradientsProbe
 
-    return GradientsProbe(options.every)
+    return GradientsProbe(options.every, options.window)
 
 
 def build_stability(options: ProbeOptions) -> Probe:
@@ -61,7 +69,7 @@ def build_shadow(options: ShadowOptions) -> Probe:
 @hookimpl
 def altgrad_register_probes(register: Register) -> None:
     """Register the four probes."""
-    register("gradients", build_gradients, ProbeOptions)
+    register("gradients", build_gradients, GradientsOptions)
     register("stability", build_stability, ProbeOptions)
     register("updates", build_updates, ProbeOptions)
     register("shadow", build_shadow, ShadowOptions)

@@ -6,13 +6,23 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers import MakeExperiment, altgrad_here, comparable_metrics, state_hash
+from helpers import MakeExperiment, altgrad_here, comparable_metrics
 from safetensors.torch import load_file
 
 import altgrad_core as altgrad
 
-DELAYED = '{ base = "e5m2", scaling = { kind = "delayed", history = 4 }, gradient = { format = "e5m2", rounding = "stochastic" } }'
-FINE = f'[[run]]\nname = "r"\nrecipe = {DELAYED}\n'
+FINE = """
+[[run]]
+name = "r"
+[run.recipe]
+base = "e5m2"
+scaling = { kind = "delayed", history = 4 }
+gradient = { format = "e5m2", rounding = "stochastic" }
+"""
+ASKS = """
+[run.alerts]
+bit_stall = { threshold = 0.01, patience = 2, action = "checkpoint" }
+"""
 EXPLODES = """
 [[run]]
 name = "r"
@@ -72,7 +82,7 @@ def test_an_anomaly_leaves_everything_and_replays(make_experiment: MakeExperimen
     assert batch["inputs"].shape == batch["targets"].shape == (1, 4, 32)
     steps = [json.loads(line)["step"] for line in (folder / "statistics.jsonl").read_text().splitlines()]
     assert steps == list(range(max(1, first - 20), first))
-    assert (run.folder / facts["checkpoint_path"]).is_dir()
+    assert (run.folder / "checkpoints" / facts["checkpoint"]).is_dir()
     found = replayed(f"runs/small/r@{first}")
     assert found["checkpoint"] == f"anomaly-{first:06d}"
     assert found["retrained"] == 0
@@ -81,8 +91,8 @@ def test_an_anomaly_leaves_everything_and_replays(make_experiment: MakeExperimen
 
 
 def test_recording_changes_nothing_of_the_training(make_experiment: MakeExperiment, tmp_path: Path) -> None:
-    """An overflow alert records in the middle of a run with every kind of state."""
-    watched = f'[[run]]\nname = "watched"\nrecipe = {DELAYED}\nalerts = {{ underflow = {{ threshold = 0.0, action = "checkpoint" }} }}\n'
+    """An alert on a rate records in the middle of a run with every kind of state."""
+    watched = FINE.replace('"r"', '"watched"') + ASKS
     file = make_experiment(FINE + watched, dropout=0.1)
     plain, recorded = altgrad.run(file)
     assert (recorded.folder / "anomalies").is_dir()
@@ -96,9 +106,8 @@ def test_recording_changes_nothing_of_the_training(make_experiment: MakeExperime
 
 
 def test_a_rate_is_recorded_with_the_state_before_its_step(make_experiment: MakeExperiment) -> None:
-    watched = f'[[run]]\nname = "r"\nrecipe = {DELAYED}\nalerts = {{ underflow = {{ threshold = 0.0, action = "checkpoint" }} }}\n'
-    (run,) = altgrad.run(make_experiment(watched, dropout=0.1))
-    (event,) = [e for e in map(json.loads, (run.folder / "events.jsonl").open()) if e["event"] == "anomaly"]
+    (run,) = altgrad.run(make_experiment(FINE + ASKS, dropout=0.1))
+    (event,) = [e for e in map(json.loads, (run.folder / "events.jsonl").read_text().splitlines()) if e["event"] == "anomaly"]
     step = event["step"]
     found = replayed(f"runs/small/r@{step}")
     assert found["checkpoint"] == f"anomaly-{step:06d}"

@@ -147,7 +147,7 @@ def test_a_run_stopped_by_nan(tmp_path: Path) -> None:
     assert math.isnan(row.final_loss or 0)
     assert (row.best_loss, row.nan_steps, row.difference_percent) == (3.0, 2, None)
     assert row.verdict == (
-        "e3m4 was stopped at step 3 of 4 after 2 steps with NaN or infinity (10 in a row). "
+        "e3m4 was stopped at step 3 of 4 after 2 steps with NaN or infinity: 10 in a row. "
         "The loss of e3m4 is not a finite number at step 3 (validation loss NaN against 1.500)."
     )
     assert " NaN " in printed(compare([base, nan]), 200)
@@ -157,7 +157,7 @@ def test_a_run_stopped_by_nan(tmp_path: Path) -> None:
     ("end", "expected"),
     [
         ("failed", "x failed at step 1 of 4 (out of memory)."),
-        ("stopped", "x was stopped at step 1 of 4 (out of memory)."),
+        ("stopped", "x was stopped at step 1 of 4: out of memory."),
         (None, "x is unfinished: it was interrupted at step 1 of 4 (its process ended without a word)."),
     ],
 )

@@ -43,6 +43,8 @@ shadow = { every = 2 }
 rank = true
 [defaults.alerts]
 overflow = 0.5
+nan = { patience = 2, action = "log" }
+loss_spike = false
 [[run]]
 name = "a"
 baseline = true
@@ -141,7 +143,7 @@ def test_values_are_changed(load: Callable[..., Experiment], plugins: Plugins, d
 @_settings
 @given(
     key=st.sampled_from(["train.steps", "recipe", "recipe.scaling", "recipe.input.format", "probes.shadow", "model", "data.splits",
-                         "train.optimizer.kind", "baseline", "a:seed", "recipe.overrides", "", "x", "train"]),
+                         "train.optimizer.kind", "alerts.overflow", "alerts.nan.action", "alerts.loss_spike", "baseline", "a:seed", "recipe.overrides", "", "x", "train"]),
     value=st.one_of(_odd.map(lambda value: shown(value, limit=None)), st.text(max_size=5)),
 )  # fmt: skip
 def test_overrides_are_anything(load: Callable[..., Experiment], plugins: Plugins, key: str, value: str) -> None:
