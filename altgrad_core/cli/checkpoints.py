@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from altgrad_core.analysis.checkpoints import Listing
 
+_WIDTH = 112
+
 
 def checkpoints(
     run: Annotated[Path, typer.Argument(help="The folder of a run, such as runs/mine/e5m2.")],
@@ -41,7 +43,9 @@ def checkpoints(
         found = {"run": str(run), "verified": verify, "lost_pointers": dict(listing.lost)}
         typer.echo(json.dumps({**found, "checkpoints": [row.as_dict() for row in listing.rows]}, indent=2))
     else:
-        Console(highlight=False, soft_wrap=True).print(checkpoints_table(listing), soft_wrap=False)
+        console = Console(highlight=False)
+        console.width = max(console.width, _WIDTH)  # a narrow terminal folds the lines, rather than the names
+        console.print(checkpoints_table(listing), crop=False)
         for line in _remarks(listing):
             typer.echo(line)
     if listing.damaged:
@@ -52,13 +56,12 @@ def checkpoints_table(listing: Listing) -> Table:
     """Return the checkpoints as a table."""
     import time
 
-    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from altgrad_core.analysis.table import MISSING, number
     from altgrad_core.cli.progress import size
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for header in ("checkpoint", "kind", "saved"):
         table.add_column(header, no_wrap=True)
     for header in ("size", "loss", "val loss"):
@@ -70,7 +73,7 @@ def checkpoints_table(listing: Listing) -> Table:
         table.add_row(
             row.name,
             row.kind,
-            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(saved.saved_at)) if saved else MISSING,
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(saved.saved_at)) if saved else MISSING,
             size(saved.bytes) if saved else MISSING,
             number(row.loss, 4),
             number(row.val_loss, 4),
