@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from altgrad_core.cli import check, compare, data, fork, formats, plugins, replay, report, run, verify_resume
+from altgrad_core.cli import (
+    check,
+    checkpoints,
+    compare,
+    data,
+    fork,
+    formats,
+    plugins,
+    replay,
+    report,
+    run,
+    verify_resume,
+)
 from altgrad_core.errors import AltgradError
 
 app = typer.Typer(
@@ -23,6 +35,7 @@ app.command()(formats.formats)
 app.command()(plugins.plugins)
 app.command()(compare.compare)
 app.command()(report.report)
+app.command()(checkpoints.checkpoints)
 app.command()(replay.replay)
 app.command()(fork.fork)
 app.command(name="verify-resume")(verify_resume.verify_resume)

@@ -25,7 +25,7 @@ from altgrad_core.plugins import Choice, installed
 from altgrad_core.recipes.convert import ConversionSummary, convert
 from altgrad_core.training import rng
 from altgrad_core.training.alerts import AlertWatch
-from altgrad_core.training.checkpoint import Checkpoints
+from altgrad_core.training.checkpoint import Checkpoints, load_checkpoint
 from altgrad_core.training.data import Workspace
 from altgrad_core.training.engine import Engine, Outcome, Stateful
 from altgrad_core.training.events import Event
@@ -162,7 +162,7 @@ def _begin_fork(config: RunConfig, engine: Engine) -> list[str]:
             f"This run is a fork of {config.fork.run} and its copy of the parent's checkpoint is missing: give the "
             "command 'altgrad fork' again."
         )
-    found = engine.checkpoints.load(name)
+    found = load_checkpoint(engine.checkpoints.backend, name)
     return adopt(engine, found.state, found.notes["config"])
 
 

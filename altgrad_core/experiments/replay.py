@@ -19,7 +19,7 @@ from altgrad_core.experiments.runfile import default_probes
 from altgrad_core.experiments.schema import RunConfig
 from altgrad_core.plugins import Choice, installed
 from altgrad_core.structure import structure
-from altgrad_core.training.checkpoint import Checkpoints, DamagedCheckpoint, steps_done
+from altgrad_core.training.checkpoint import Checkpoints, DamagedCheckpoint, load_checkpoint, steps_done
 from altgrad_core.training.engine import Engine, NoSinks
 from altgrad_core.training.events import Event, metrics_of
 from altgrad_core.training.postmortem import Findings
@@ -155,7 +155,7 @@ def _load_before(engine: Engine, checkpoints: Checkpoints, step: int, say: Calla
     done = {name: steps for name in checkpoints.backend.names() if (steps := steps_done(name)) < step}
     for name in sorted(done, key=lambda name: done[name], reverse=True):
         try:
-            loaded = checkpoints.load(name)
+            loaded = load_checkpoint(checkpoints.backend, name)
         except DamagedCheckpoint as error:
             say(f"{error} Trying the one before.")
             continue

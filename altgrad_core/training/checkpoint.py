@@ -196,7 +196,7 @@ class Checkpoints:
         errors = []
         for name in reversed(names):
             try:
-                return self.load(name)
+                return load_checkpoint(self.backend, name)
             except DamagedCheckpoint as error:
                 errors.append(error)
                 self._passed_over.add(name)
@@ -208,21 +208,6 @@ class Checkpoints:
                 "Start over with --fresh; the old folder is kept aside."
             )
         return None
-
-    def load(self, name: str) -> Loaded:
-        """Return a checkpoint after checking it; raises ``DamagedCheckpoint`` when it is not what was saved."""
-        content, saved = self.backend.load(name)
-        try:
-            state = tree.join(content.tensors, content.state)
-            notes = tree.join(content.tensors, content.notes)
-            if not (isinstance(state, dict) and isinstance(notes, dict)):
-                raise TypeError("expected two tables")
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise DamagedCheckpoint(
-                f"The checkpoint {saved.path} is damaged: its state does not go with its tensors "
-                f"({type(error).__name__}: {error})."
-            ) from error
-        return Loaded(saved=saved, state=state, notes=notes)
 
     def clean(self) -> None:
         """Remove what a crashed process of this run left half written; only for the process that holds the run."""
@@ -263,3 +248,19 @@ class Checkpoints:
                     warnings.append(f"Could not delete the old checkpoint {name}: {error}. The next save tries again.")
                 self._told.add(str(error))
         return warnings
+
+
+def load_checkpoint(backend: CheckpointBackend, name: str) -> Loaded:
+    """Return a checkpoint after checking it; raises ``DamagedCheckpoint`` when it is not what was saved."""
+    content, saved = backend.load(name)
+    try:
+        state = tree.join(content.tensors, content.state)
+        notes = tree.join(content.tensors, content.notes)
+        if not (isinstance(state, dict) and isinstance(notes, dict)):
+            raise TypeError("expected two tables")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise DamagedCheckpoint(
+            f"The checkpoint {saved.path} is damaged: its state does not go with its tensors "
+            f"({type(error).__name__}: {error})."
+        ) from error
+    return Loaded(saved=saved, state=state, notes=notes)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from altgrad_core.files import write_whole
 from altgrad_core.training import rng
@@ -89,9 +89,9 @@ class Before:
     @contextmanager
     def put_back(self, engine: Engine) -> Iterator[None]:
         """Within the context weights, scaling state and generators are as they were before the step."""
-        tensors = dict(engine.model.named_buffers()) | dict(engine.model.named_parameters())
         earlier = self.buffers | (self.parameters or {})
-        now = {name: tensors[name].detach().clone() for name in earlier}
+        tensors = _tensors(engine.model)
+        now = _copies((name, tensors[name]) for name in earlier)
         generators = rng.state()
         try:
             _copy(earlier, tensors)
@@ -100,6 +100,12 @@ class Before:
         finally:
             _copy(now, tensors)
             rng.restore(generators)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return buffers and parameters by name, shared ones under each of their names."""
+    parameters = model.named_parameters(remove_duplicate=False)
+    return {**dict(model.named_buffers(remove_duplicate=False)), **dict(parameters)}
 
 
 def _copies(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

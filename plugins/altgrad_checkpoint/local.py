@@ -47,7 +47,8 @@ class LocalBackend:
         temporary, final = self.folder / f"{_SAVING}{name}", self.folder / name
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(temporary, ignore_errors=True)
+            if temporary.exists():
+                shutil.rmtree(temporary)
             temporary.mkdir()
             manifest = _write(temporary, content)
             self._replace(final, temporary)

@@ -107,7 +107,9 @@ def test_recording_changes_nothing_of_the_training(make_experiment: MakeExperime
 
 def test_a_rate_is_recorded_with_the_state_before_its_step(make_experiment: MakeExperiment) -> None:
     (run,) = altgrad.run(make_experiment(FINE + ASKS, dropout=0.1))
-    (event,) = [e for e in map(json.loads, (run.folder / "events.jsonl").read_text().splitlines()) if e["event"] == "anomaly"]
+    (event,) = [
+        e for e in map(json.loads, (run.folder / "events.jsonl").read_text().splitlines()) if e["event"] == "anomaly"
+    ]
     step = event["step"]
     found = replayed(f"runs/small/r@{step}")
     assert found["checkpoint"] == f"anomaly-{step:06d}"

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import json
 import math
+import weakref
 
 import pytest
 import torch
@@ -57,3 +59,41 @@ def test_tensors_survive_and_shared_ones_are_stored_once() -> None:
 def test_other_objects_are_refused_by_path() -> None:
     with pytest.raises(TypeError, match="probes/x/1"):
         split({"probes": {"x": [1, object()]}})
+
+
+def test_paths_that_would_be_the_same_are_told_apart() -> None:
+    tree = {
+        "s": {0: torch.tensor(1.0), "0": torch.tensor(2.0)},
+        "a": {"b/c": torch.tensor(3.0), "b": {"c": torch.tensor(4.0)}},
+    }
+    tensors, skeleton = split(tree)
+    back = join(tensors, json.loads(json.dumps(skeleton)))
+    assert [float(back["s"][0]), float(back["s"]["0"]), float(back["a"]["b/c"]), float(back["a"]["b"]["c"])] == [
+        1,
+        2,
+        3,
+        4,
+    ]
+
+
+def test_the_skeleton_shares_nothing_with_the_tree() -> None:
+    tree = {"probe": {"window": [1, 2]}}
+    _, skeleton = split(tree)
+    tree["probe"]["window"].append(3)
+    assert skeleton == {"probe": {"window": [1, 2]}}
+
+
+def test_nothing_is_kept_alive() -> None:
+    """Without waiting for the collector of cycles: a checkpoint may be the larger part of the memory."""
+    weight = torch.zeros(3)
+    watched = weakref.ref(weight)
+    gc.disable()
+    try:
+        tensors, skeleton = split({"model": {"w": weight}})
+        kept = weakref.ref(tensors["model/w"])
+        joined = join(tensors, skeleton)
+        del weight, tensors, joined
+        assert watched() is None
+        assert kept() is None
+    finally:
+        gc.enable()
