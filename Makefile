@@ -30,6 +30,7 @@ docs: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/quantize.py
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/checkpoint.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -123,7 +123,8 @@ def _wrong(folder: Path, manifest: Manifest) -> str:
         if difference := _difference(folder / name, file):
             return f"damaged: {name} {difference}"
     if strange := sorted({path.name for path in folder.iterdir()} - {*manifest.files, NAME}):
-        return f"refused: it holds {', '.join(map(repr, strange))}, which AltGrad did not write; remove it if you did"
+        listed = ", ".join(map(repr, strange))
+        return f"refused: it holds {listed}, which AltGrad did not write; without it the checkpoint can be used"
     return ""
 
 

@@ -15,6 +15,7 @@ from altgrad_core.numerics.cast import cast
 from altgrad_core.numerics.modes import ROUNDINGS, SATURATIONS, Saturation
 from altgrad_core.numerics.registry import format_names
 from altgrad_core.numerics.stochastic import Draw
+from altgrad_core.training.saving import HostCopy
 
 pytestmark = [
     pytest.mark.gpu,
@@ -66,3 +67,15 @@ def test_the_same_run_twice_gives_the_same_bits(tmp_path: Path, monkeypatch: pyt
     assert runs[0].environment["device"] == "cuda"
     for metric in ("train/loss", "val/loss", "grad_cos_sim", "bit_stall_rate"):
         assert runs[0].metrics(metric) == runs[1].metrics(metric)
+
+
+def test_a_checkpoint_is_that_of_the_moment_on_the_device_too() -> None:
+    """Copied through pinned memory, and complete before training goes on."""
+    weight = torch.randn(1 << 22, device="cuda")
+    expected = weight.cpu()
+    copied = HostCopy().take({"w": weight, "t": weight.view(2, -1).t(), "host": expected})
+    weight.zero_()
+    assert copied["w"].is_pinned()
+    assert torch.equal(copied["w"], expected)
+    assert torch.equal(copied["t"], expected.view(2, -1).t())
+    assert torch.equal(copied["host"], expected)

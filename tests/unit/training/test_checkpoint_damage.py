@@ -141,7 +141,7 @@ def test_an_extra_file(folder: Path) -> None:
     (folder / "step-000002" / "notes.txt").write_text("mine")
     name, (warning,) = newest(folder)
     assert name == "step-000001"
-    assert "step-000002 is refused: it holds 'notes.txt', which AltGrad did not write; remove it" in warning
+    assert "step-000002 is refused: it holds 'notes.txt', which AltGrad did not write; without it" in warning
 
 
 @pytest.mark.parametrize("content", [b"step-000007\n", b"", b"\xff\xfe\x00"])
