@@ -14,7 +14,18 @@ from altgrad_core.experiments.schema import RunConfig
 from altgrad_core.plugins import Choice, NoOptions, installed
 from altgrad_core.recipes.recipe import OperandCast, Override, Recipe
 from altgrad_core.recipes.resolve import resolve_recipe
-from altgrad_core.training.config import AlertConfig, CheckpointConfig, TrainConfig
+from altgrad_core.spelling import shown
+from altgrad_core.structure import unstructure
+from altgrad_core.training.config import (
+    AlertConfig,
+    CheckpointConfig,
+    CountRule,
+    DivergenceRule,
+    NanRule,
+    RateRule,
+    SpikeRule,
+    TrainConfig,
+)
 
 HEAD = """# Every key of experiments.toml
 
@@ -57,7 +68,13 @@ those that are.
 """
 
 
+ALERTS = """What is watched, and why these defaults: [alerts.md](alerts.md). A number stands for the first key of the alert's table, `false`
+switches it off, `true` on. What a table leaves out is as in the default.
+"""
+
+
 _OPTIONAL = {(RunConfig, "train"), (RunConfig, "checkpoint"), (Recipe, "name")}
+_OPTIONAL |= {(NanRule, "patience"), (NanRule, "action"), (RateRule, "threshold")}  # each alert has its own
 
 
 def fields(cls: type) -> dict[str, str]:
@@ -84,6 +101,8 @@ def default_of(cls: type, field: attrs.Attribute) -> str:
         return ""
     if isinstance(value, Choice):
         return f'`"{value.kind}"`'
+    if attrs.has(type(value)):
+        return f"`{shown(unstructure(value), limit=None)}`"
     text = str(value).lower() if isinstance(value, bool) else (f'"{value}"' if isinstance(value, str) else str(value))
     return f"`{text}`"
 
@@ -138,7 +157,12 @@ def page() -> str:
         f"### `train.optimizer`\n\n{plugin_tables('optimizer')}",
         f"## `checkpoint`\n\n{table(CheckpointConfig)}",
         f"### `checkpoint.backend`\n\n{plugin_tables('checkpoint')}",
-        f"## `alerts`\n\n{table(AlertConfig)}",
+        f"## `alerts`\n\n{ALERTS}\n{table(AlertConfig)}",
+        f"### `nan`, `nan_patience`\n\n{table(NanRule)}",
+        f"### `non_finite`\n\n{table(CountRule)}",
+        f"### `loss_spike`\n\n{table(SpikeRule)}",
+        f"### `divergence`\n\n{table(DivergenceRule)}",
+        f"### `bit_stall`, `overflow`, `underflow`, `dead_neurons`\n\n{table(RateRule)}",
         f"## `recipe`\n\n{RECIPES}\n{table(Recipe)}",
         f"### Named recipes\n\n{named_recipes()}",
         f"### A cast\n\n{CASTS}\n{table(OperandCast)}",

@@ -36,7 +36,7 @@ class Alert:
     message: str
     """What happened, what it means and what to do, for the user."""
     layer: str | None = None
-    """The layer, or layer and operand, with the highest rate; None for what looks at the loss."""
+    """The layer, or layer and operand, with the highest rate (``non_finite``: the first); None for what looks at the loss."""
 
 
 # alert -> (metric, what the metric is called in a sentence, what it means and what to do)
@@ -114,7 +114,7 @@ class AlertWatch:
 
     def check_rates(self, metrics: Mapping[str, float]) -> list[Alert]:
         """Check the mean rates of a logged step; a rate that was not measured in it, or is NaN, is left alone."""
-        found = []
+        found = self._check_non_finite(metrics)
         for alert, (metric, words, note) in _RATES.items():
             rule: RateRule | None = getattr(self.rules, alert)
             value = metrics.get(metric, math.nan)
@@ -169,6 +169,25 @@ class AlertWatch:
             )
             found.append(self._alert("nan_patience", rule, float(rule.patience), float(rule.patience), message))
         return found
+
+    def _check_non_finite(self, metrics: Mapping[str, float]) -> list[Alert]:
+        rule = self.rules.non_finite
+        counts: dict[str, float] = {}
+        for name, value in metrics.items():
+            metric, _, layer = name.partition("/")
+            if layer and metric in ("nan_count", "inf_count"):
+                counts[layer] = counts.get(layer, 0.0) + value
+        if rule is None or not counts or not self._rises("non_finite", rule, sum(counts.values()) > rule.threshold):
+            return []
+        total = sum(counts.values())
+        layer = next(name for name, count in counts.items() if count)  # in the order in which the step casts
+        for_long = f" for {rule.patience} measurements in a row" if rule.patience > 1 else ""
+        message = (
+            f"{total:,.0f} elements were NaN or infinite before a cast, more than {rule.threshold:,g}{for_long}; first in "
+            f"{layer} ({counts[layer]:,.0f}). A cast clamps infinities, so loss and gradient norm may look sound all the "
+            "same; if a weight is not finite it stays so: go back to a checkpoint and lower the learning rate."
+        )
+        return [self._alert("non_finite", rule, total, rule.threshold, message, layer)]
 
     def _check_spike(self, loss: float) -> list[Alert]:
         rule = self.rules.loss_spike

@@ -141,7 +141,21 @@ class RateRule:
     """`"log"`, `"checkpoint"` (the state is saved and kept for good) or `"stop"` (the run ends)."""
 
 
-Rule = NanRule | SpikeRule | DivergenceRule | RateRule
+@attrs.frozen(kw_only=True)
+class CountRule:
+    """When a number of elements, summed over layers, raises an alert."""
+
+    plain: ClassVar[str] = "threshold"
+
+    threshold: float = attrs.field(default=0.0, validator=_at_least(0))
+    """Elements of a step above which there are too many."""
+    patience: int = attrs.field(default=1, validator=_at_least(1))
+    """Measurements in a row beyond the threshold."""
+    action: Action = "log"
+    """`"log"`, `"checkpoint"` (the state is saved and kept for good) or `"stop"` (the run ends)."""
+
+
+Rule = NanRule | SpikeRule | DivergenceRule | CountRule | RateRule
 
 
 @attrs.frozen(kw_only=True)
@@ -152,6 +166,8 @@ class AlertConfig:
     """A loss or gradient norm that is not finite. The update is skipped, whatever is set here."""
     nan_patience: NanRule | None = NanRule(patience=10, action="stop")
     """The same for many steps in a row."""
+    non_finite: CountRule | None = CountRule()
+    """`nan_count` and `inf_count`: elements that a cast reads, and may clamp, so that the loss looks sound."""
     loss_spike: SpikeRule | None = SpikeRule()
     """A training loss far above those before it."""
     divergence: DivergenceRule | None = DivergenceRule()

@@ -23,9 +23,11 @@ class ProbeOptions:
 
 
 @attrs.frozen(kw_only=True)
-class GradientsOptions(ProbeOptions):
+class GradientsOptions:
     """``probes.gradients``."""
 
+    every: int = attrs.field(default=10, validator=_positive)
+    """Steps between measurements; the first step is always measured."""
     window: int = attrs.field(default=5, validator=_positive)
     """Measurements in a row without any gradient that make a neuron count in `dead_neuron_window_frac`."""
 

@@ -200,9 +200,14 @@ def test_nan_saves_an_anomaly_and_patience_stops(make_experiment: MakeExperiment
     )
     (run,) = altgrad.run(file)
     assert run.status == "stopped"
-    actions = [alert["action"] for alert in run.alerts if alert["alert"] == "nan"]
-    assert actions[0] == "checkpoint"
-    assert actions[-1] == "stop"
-    steps = [alert["step"] for alert in run.alerts if alert["alert"] == "nan"]
-    assert (tmp_path / "runs" / "small" / "r" / "checkpoints" / f"anomaly-{steps[-3]:06d}").is_dir()
-    assert run.metrics("train/loss")[0][-1] == steps[-1] < 50
+    (first, *_, last) = [alert for alert in run.alerts if alert["alert"].startswith("nan")]
+    assert (first["alert"], first["action"], last["alert"], last["action"]) == (
+        "nan",
+        "checkpoint",
+        "nan_patience",
+        "stop",
+    )
+    assert (tmp_path / "runs" / "small" / "r" / "checkpoints" / f"anomaly-{first['step']:06d}").is_dir()
+    assert run.metrics("train/loss")[0][-1] == last["step"] < 50
+    assert run.reason == last["message"]
+    assert run.metrics("train/skipped_updates")[1][-1] == 3

@@ -91,7 +91,7 @@ FOLDER = "expected a name that can be a folder (letters, digits, '.', '_', '+', 
          "2:16: defaults.alerts.loss_spike.window: must be <= 10000, got 100000"),
         ("[defaults.alerts]\noverflows = 0.5",
          "2:1: defaults.alerts.overflows: Unknown key 'overflows'. Did you mean 'overflow'? Known: bit_stall, dead_neurons, "
-         "divergence, loss_spike, nan, nan_patience, overflow, underflow."),
+         "divergence, loss_spike, nan, nan_patience, non_finite, overflow, underflow."),
         ("[defaults]\nalerts = 0.5", "2:1: defaults.alerts: expected a table, got 0.5"),
         ('[[sink]]\nkind = "wandb"', "2:1: sink[0].kind: Unknown sink 'wandb'. Known: csv, tracker."),
         ('[[sink]]\nproject = "x"', '1:3: sink[0].kind: missing; expected one of "csv", "tracker"'),

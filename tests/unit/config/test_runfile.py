@@ -80,7 +80,7 @@ def _numbers(field: Any) -> st.SearchStrategy[Any]:
 def _rules(alert: str) -> st.SearchStrategy[Any]:
     fraction = st.floats(0, 1, exclude_max=True)
     number = {"nan": st.integers(1, 2**63 - 1), "nan_patience": st.integers(1, 2**63 - 1)}
-    number |= dict.fromkeys(("loss_spike", "divergence"), st.floats(min_value=5e-324, allow_nan=False))
+    number |= dict.fromkeys(("loss_spike", "divergence", "non_finite"), st.floats(min_value=5e-324, allow_nan=False))
     plain, key = number.get(alert, fraction), AlertConfig.default(alert).plain
     rest = {"patience": st.integers(1, 2**63 - 1), "action": st.sampled_from(["log", "checkpoint", "stop"])}
     return st.one_of(st.booleans(), plain, st.fixed_dictionaries({}, optional={**rest, key: plain}))

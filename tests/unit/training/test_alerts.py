@@ -17,7 +17,7 @@ from altgrad_core.plugins import Choice
 from altgrad_core.recipes.recipe import OperandCast
 from altgrad_core.training import tree
 from altgrad_core.training.alerts import ANOMALY_CHECKPOINTS, Alert, AlertWatch
-from altgrad_core.training.config import ALERTS, AlertConfig, DivergenceRule, NanRule, RateRule, SpikeRule
+from altgrad_core.training.config import ALERTS, AlertConfig, CountRule, DivergenceRule, NanRule, RateRule, SpikeRule
 from altgrad_core.training.losses import LossHistory
 
 OFF = dict.fromkeys(ALERTS)
@@ -192,6 +192,26 @@ def test_all_rates_are_off_when_switched_off() -> None:
     }  # fmt: skip
 
 
+def test_non_finite_elements_are_summed_and_the_first_layer_named() -> None:
+    watch = watching(non_finite=CountRule(threshold=2, patience=2))
+    nans = {"nan_count": 0.5, "nan_count/a.input": 0.0, "nan_count/b.weight": 1.0}
+    infs = {"inf_count": 600.0, "inf_count/a.input": 0.0, "inf_count/b.weight": 1199.0}
+    assert watch.check_rates(nans | infs) == []
+    assert watch.check_rates({"train/loss": 1.0}) == []
+    alert = only(watch.check_rates(nans | infs))
+    assert (alert.alert, alert.layer, alert.value, alert.threshold) == ("non_finite", "b.weight", 1200.0, 2.0)
+    assert alert.message == (
+        "1,200 elements were NaN or infinite before a cast, more than 2 for 2 measurements in a row; first in b.weight "
+        "(1,200). A cast clamps infinities, so loss and gradient norm may look sound all the same; if a weight is not finite "
+        "it stays so: go back to a checkpoint and lower the learning rate."
+    )
+    assert watch.check_rates(nans | infs) == []
+    assert watch.check_rates(nans | {"inf_count/b.weight": 1.0}) == [], "the threshold itself is not beyond it"
+    assert watch.check_rates(nans | infs) == []
+    assert len(watch.check_rates(nans | infs)) == 1
+    assert "more than 0; first in" in only(watching(non_finite=CountRule()).check_rates(nans)).message
+
+
 # Loss spikes
 
 
@@ -337,6 +357,9 @@ SERIES: dict[str, tuple[dict[str, Any], list[Callable[[AlertWatch, int], list[Al
             loss_series([1, bad, bad, 1, bad, 1, bad, bad, 1, 1, bad, bad, 1, bad, bad, bad], {4: math.inf, 9: bad}), 4),
     "nan_patience": ({"nan_patience": NanRule(patience=3, action="stop")},
                      loss_series([1, bad, bad, 1, bad, bad, bad, bad, 1, bad, bad, bad]), 2),
+    "non_finite": ({"non_finite": CountRule(patience=2, action="checkpoint")},
+                   [lambda watch, step, n=n: watch.check_rates({} if n is None else {"nan_count/a": n})
+                    for n in (0, 1, 1, None, 1, 0, 2, None, 2, 2, 0, 1, 0, 1, 1, 0, 1, 1)], 4),
     "loss_spike": ({"loss_spike": SpikeRule(threshold=5.0, window=6, min_losses=4, patience=2, action="checkpoint")},
                    loss_series([*around(2, 8), 3, 3, 3, 2, bad, 4, 4, *around(2, 6), 3, bad, 3, 2, *around(1, 7), 2, 2,
                                 *around(1, 9), 2, 2]), 4),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 
@@ -23,6 +24,7 @@ from altgrad_core.numerics.blockwise import expand
 from altgrad_core.numerics.sums import moments, products
 from altgrad_core.recipes.control import casts_off, control_of
 from altgrad_core.recipes.resolve import resolve_recipe
+from altgrad_core.training import tree
 from altgrad_core.training.metrics import Measurements
 from altgrad_core.training.probes import Probe, StepContext
 
@@ -79,6 +81,39 @@ def test_gradients_against_their_definitions() -> None:
         snr = (g.mean().abs() / g.std(correction=0)).item()
         assert values[f"grad_snr/{name}"] == pytest.approx(snr, rel=1e-3, abs=1e-6), name
     assert values["dead_neuron_frac/blocks.0.mlp.up.weight"] == pytest.approx(3 / 64)
+
+
+@pytest.mark.parametrize("resumed_after", [None, 1, 2, 3, 4, 5])
+def test_a_neuron_counts_as_dead_when_it_was_in_each_measurement_of_the_window(resumed_after: int | None) -> None:
+    """Rows without a gradient per measurement, against the intersection of the last three; resumed at any of them."""
+    dead = [{1, 2, 3}, {1, 2}, {2, 3, 9}, {2, 3}, {1, 2, 3}, {3}]
+    name = "blocks.0.mlp.up.weight"
+    probe, found = GradientsProbe(1, window=3), []
+    for index, rows in enumerate(dead, 1):
+        stage = Stage("bf16")
+        stage.parameters[name].register_hook(lambda g, r=rows: g.index_fill(0, torch.tensor(sorted(r)), 0.0))
+        values = stage.watch(probe)
+        found.append(values.get(f"dead_neuron_window_frac/{name}"))
+        assert ("dead_neuron_window_frac" in values) == (index >= 3)
+        if index == resumed_after:
+            tensors, skeleton = tree.split({"probe": probe.state_dict()})
+            assert set(tensors) == {f"probe/dead_for/{n}" for n, p in stage.parameters.items() if p.dim() == 2
+                                    and n != "position_embedding.weight"}  # fmt: skip
+            probe = GradientsProbe(1, window=3)
+            probe.load_state_dict(tree.join(tensors, json.loads(json.dumps(skeleton)))["probe"])
+    expected = [len(set.intersection(*dead[index - 3 : index])) / 64 for index in range(3, 7)]
+    assert expected == [1 / 64, 1 / 64, 2 / 64, 1 / 64]
+    assert found == [None, None, *(float(f"{value:.9g}") for value in expected)]
+
+
+def test_a_row_of_nan_is_not_dead() -> None:
+    stage, probe = Stage("bf16"), GradientsProbe(1, window=1)
+    name = "blocks.0.mlp.up.weight"
+    stage.parameters[name].register_hook(
+        lambda g: g.index_fill(0, torch.tensor([0, 5]), 0.0).index_fill(0, torch.tensor([5]), math.nan)
+    )
+    values = stage.watch(probe)
+    assert values[f"dead_neuron_window_frac/{name}"] == values[f"dead_neuron_frac/{name}"] == 1 / 64
 
 
 def test_stability_counts_every_micro_batch_and_switches_itself_off() -> None:
