@@ -49,6 +49,8 @@ class Run:
     """Checkpoint events in step order, one for each path."""
     facts: Mapping[str, Mapping[str, Any]] = attrs.field(repr=False)
     """What the run said about its parts at its (last) start: ``model``, ``data``, ``device``, ... -> name -> value."""
+    sinks: Mapping[str, Mapping[str, Any]] = attrs.field(repr=False)
+    """How each sink fared in the last stretch, once that is over: name -> ``status``, ``missed``, ``reason``."""
     stretches: int
     """How often the run was started; above 1 after a resume."""
     started_s: float | None
@@ -145,6 +147,7 @@ def load_run(folder: str | Path) -> Run:
         alerts=_by_step(log.alerts.values()),
         checkpoints=_by_step(log.checkpoints.values()),
         facts=log.facts,
+        sinks=log.sinks,
         stretches=log.stretches,
         started_s=log.first,
         wall_time_s=log.wall_time_s(),
@@ -187,6 +190,7 @@ class _Log:
     alerts: dict[tuple[int, str], Event] = attrs.field(factory=dict)
     checkpoints: dict[str, Event] = attrs.field(factory=dict)
     facts: dict[str, dict[str, Any]] = attrs.field(factory=dict)
+    sinks: dict[str, dict[str, Any]] = attrs.field(factory=dict)
     stretches: int = 0
     finished_s: float = 0.0
     started: float | None = None
@@ -219,11 +223,14 @@ class _Log:
                 self.checkpoints[event["path"]] = event
         elif kind == "init":
             self.facts.setdefault(event["what"], {}).update(event["facts"])
+        elif kind == "sinks":
+            self.sinks = event["sinks"]
         elif kind == "status":
             self.status, self.reason = event["status"], event.get("reason") or ""
             if self.status == "running":
                 self.close(self.latest)  # a crash leaves no status: the stretch ended with its last event
                 self.started = time
+                self.sinks = {}
                 self.stretches += 1
             else:
                 self.close(time)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import attrs
 
@@ -155,6 +157,9 @@ def event_line(event: Event) -> tuple[str, str] | None:
             values = metrics_of(event)
             shown = f"loss {values['val/loss']:.4f}  perplexity {perplexity(values['val/perplexity'])}"
             return "info", f"step {event['step']}: validation {shown}"
+        case "sinks":
+            texts = sink_lines(event["sinks"])
+            return ("warning", " ".join(texts)) if texts else None
         case "status" if event["status"] == "running":
             start = f"resumed at step {event['step']}" if event["resumed"] else "started"
             return "info", f"{start}, process {event['pid']}"
@@ -163,3 +168,12 @@ def event_line(event: Event) -> tuple[str, str] | None:
             level = {"done": "info", "interrupted": "warning"}.get(event["status"], "error")
             return level, f"{event['status']}{reason}"
     return None
+
+
+def sink_lines(sinks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a sentence for each sink that did not get, or could not keep, all events of its run."""
+    return [
+        f"The sink '{name}' was {outcome['status']}, {outcome['missed']:,} events are missing in it: {outcome['reason']}."
+        for name, outcome in sinks.items()
+        if outcome["status"] != "complete"
+    ]

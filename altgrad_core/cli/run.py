@@ -58,6 +58,7 @@ def train_and_report(
     from altgrad_core.analysis.report import write_report
     from altgrad_core.analysis.runs import load_experiment_runs
     from altgrad_core.cli.console import make_console
+    from altgrad_core.cli.progress import sink_lines
     from altgrad_core.experiments.folder import RunFolder
     from altgrad_core.experiments.runner import Interrupted, run_experiment
 
@@ -81,11 +82,15 @@ def train_and_report(
     finally:
         screen.close()
     folder = runs / experiment.name
-    comparison = compare(load_experiment_runs(folder))
+    results = load_experiment_runs(folder)
+    comparison = compare(results)
     console.print(table(comparison))
     for verdict in comparison.verdicts:
         console.print(verdict, highlight=False, markup=False)
     console.print(f"Report: {write_report(folder)}", highlight=False, markup=False, soft_wrap=True)
+    for result in results:
+        for line in sink_lines(result.sinks) if result.name in statuses else ():
+            console.print(f"{result.name}: {line}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     failed = [name for name, status in statuses.items() if status not in ("done", "stopped")]
     for name in failed:
         run_folder = RunFolder(folder / name)

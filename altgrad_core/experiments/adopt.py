@@ -49,7 +49,7 @@ def adopt(engine: Engine, state: dict[str, Any], then: dict[str, Any]) -> list[s
         if then["probes"].get(name) == now["probes"][name]:
             probe.load_state_dict(state["probes"][name])
     if then["alerts"] == now["alerts"]:
-        engine.alerts.load_state_dict(state["alerts"])
+        engine.alerts.load_state_dict({**state["alerts"], "stop_reason": ""})  # an alert that ended the other run
     if then["seed"] == now["seed"]:
         rng.restore(state["rng"])
     else:

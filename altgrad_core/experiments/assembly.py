@@ -15,9 +15,9 @@ from altgrad_core.errors import RunFailed
 from altgrad_core.experiments.adopt import adopt
 from altgrad_core.experiments.config import load_run
 from altgrad_core.experiments.environment import choose_device, environment, record_environment
-from altgrad_core.experiments.eventfile import last_metrics
 from altgrad_core.experiments.eventlog import EventLog
 from altgrad_core.experiments.folder import RunFolder
+from altgrad_core.experiments.history import last_metrics
 from altgrad_core.experiments.runfile import run_table
 from altgrad_core.experiments.schema import RunConfig
 from altgrad_core.files import cache_folder

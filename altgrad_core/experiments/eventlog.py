@@ -1,45 +1,52 @@
-"""The event log of a run: appends to ``events.jsonl`` and hands every event to the sinks.
+"""The event log of a run: appends to ``events.jsonl`` and sees to it that every sink gets every event, at its own pace.
 
-A line is on its way to the disk before ``emit`` returns, so ``kill -9`` loses at most the line being written; its torn
-rest is cut off when the run is resumed. A sink that raises is closed and dropped with one warning: training goes on.
+Sinks read the file (``sinkrunner``), so ``emit`` costs the same whatever they do. docs/decisions/0007-sinks.md has the reasons.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
-import os
+import threading
 import time
 from collections.abc import Callable
-from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from altgrad_core.errors import RunFailed
+from altgrad_core.experiments.eventfile import EventFile
+from altgrad_core.experiments.sinkrunner import Patience, Position, SinkRunner
 from altgrad_core.files import write_whole
 from altgrad_core.training.events import Event, MetricSink
 
+_PATIENCE = Patience()
+_SAY_AFTER_S = 1.0
+
 
 class EventLog:
-    """Open for one worker. Sinks receive nothing before ``start_sinks``: a resumed run first gives them their state."""
+    """Open for one worker. Any thread may ``emit``.
 
-    def __init__(self, path: Path) -> None:
+    Sinks start with ``start_sinks``, after a resumed run has loaded its checkpoint; what is emitted before waits for them
+    in the file like everything else.
+    """
+
+    def __init__(self, path: Path, patience: Patience = _PATIENCE) -> None:
         self.path = path
-        if path.exists() and (whole := _whole_lines(path)) < path.stat().st_size:
-            os.truncate(path, whole)
-        self._file = path.open("ab", buffering=0)
-        self._sinks: dict[str, MetricSink] = {}
-        self._states: dict[str, Any] = {}
-        self._waiting: list[Event] | None = []
+        self._patience = patience
+        self._file = EventFile(path)
+        self._builds: dict[str, Callable[[], MetricSink]] = {}
+        self._runners: dict[str, SinkRunner] = {}
+        self._loaded: dict[str, Any] = {}
+        self._skipped: list[tuple[int, int]] = []
 
     def emit(self, event: Event) -> None:
         """Append an event, stamped with the time; a full disk is a ``RunFailed``."""
-        event = {"time": round(time.time(), 3), **event}
-        self._append(json.dumps(event, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-        if self._waiting is not None:
-            self._waiting.append(event)
-        else:
-            self._forward(event)
+        self._file.append(event)
+        for runner in self._runners.values():
+            runner.check_blocked()
 
     def log(self, message: str, level: str = "info") -> None:
         """Emit a ``log`` event."""
@@ -50,103 +57,93 @@ class EventLog:
         self.log(message, "warning")
 
     def add_sink(self, name: str, build: Callable[[], MetricSink]) -> None:
-        """Build a sink; one that cannot be built is left out with a warning."""
-        try:
-            self._sinks[name] = build()
-        except Exception as error:
-            self.warn(f"The sink '{name}' could not start and receives nothing: {type(error).__name__}: {error}")
+        """Name a sink; it is built in its own thread, as building one may already fail or hang."""
+        self._builds[name] = build
 
     def start_sinks(self, first_states: Path) -> None:
-        """Give each sink its state, then the events that waited.
+        """Start every sink where the checkpoint has it; one that it does not know gets the run's events from the first.
 
-        The state is that of the checkpoint (``load_state_dict``). A run that starts over before its first
-        checkpoint gets the state its sinks had at its very first start, kept in ``first_states``.
+        A run that starts over before its first checkpoint gives its sinks the state they had when they were first
+        built, kept in ``first_states``, so that a tracker goes on with the same run.
         """
-        if not self._states and first_states.exists():
-            self._states = json.loads(first_states.read_text())
-        for name in list(self._sinks):
-            if name in self._states:
-                self._guarded(name, methodcaller("load_state_dict", self._states[name]))
-        if not first_states.exists():
-            write_whole(first_states, json.dumps(self.state_dict()))
-        waiting, self._waiting = self._waiting or [], None
-        for event in waiting:
-            self._forward(event)
+        first = json.loads(first_states.read_text()) if first_states.exists() else {}
+        keep = threading.Lock()
+
+        def keep_first(name: str, state: str) -> None:
+            with keep:
+                first[name] = json.loads(state)
+                write_whole(first_states, json.dumps(first))
+
+        positions = self._positions()
+        for name, build in self._builds.items():
+            state = json.dumps(first[name]) if name in first else None
+            self._runners[name] = SinkRunner(
+                name,
+                build,
+                self._file,
+                positions.get(name) or Position(0, state),
+                skipped=self._skipped,
+                keep_first=functools.partial(keep_first, name),
+                warn=self.warn,
+                patience=self._patience,
+            )
+        for runner in self._runners.values():
+            runner.start()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of every sink."""
-        states = {name: self._guarded(name, methodcaller("state_dict")) for name in list(self._sinks)}
-        return {name: state for name, state in states.items() if name in self._sinks}
+        """Return where each sink stands and where it has to get: this place of the log. Waits for no sink."""
+        positions = {name: runner.position for name, runner in self._runners.items()}
+        # One that is still being built is left out: it will go on from its first state.
+        sinks = {name: attrs.asdict(position) for name, position in positions.items() if position.state is not None}
+        return {
+            "place": self._file.end,
+            "skipped": [list(part) for part in self._skipped],
+            # Of a sink that this start does without, too: a later one may name it again.
+            "sinks": {**self._loaded.get("sinks", {}), **sinks},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the states out of a checkpoint; applied by ``start_sinks``."""
-        self._states = state
+        """Take the state out of a checkpoint; applied by ``start_sinks``. An empty one stands for none."""
+        self._loaded = state
 
-    def close(self) -> None:
-        """Close the sinks, then the file."""
-        for name in list(self._sinks):
-            self._guarded(name, methodcaller("close"))
-        self._sinks = {}
+    def close(self, in_a_hurry: Callable[[], bool] = lambda: False) -> None:
+        """Let the sinks come to their end, for as long as they get on; tell how each fared; close the file."""
+        end = self._file.end
+        for runner in self._runners.values():
+            runner.finish(end)
+        self._drain(in_a_hurry)
+        if self._runners:
+            outcomes = {name: runner.outcome() for name, runner in self._runners.items()}
+            with contextlib.suppress(RunFailed):  # a full disk takes no event either
+                self.emit({"event": "sinks", "sinks": outcomes})
         self._file.close()
 
-    def _append(self, line: bytes) -> None:
-        start = self._file.seek(0, 2)
-        try:
-            while line:
-                line = line[self._file.write(line) :]
-        except OSError as error:
-            # What a full disk took of the line must not stand before the next one.
-            with contextlib.suppress(OSError):
-                self._file.truncate(start)
-            raise RunFailed(
-                f"Could not append to {self.path}: {error}. What is written so far is kept. Make room or make the folder "
-                "writable, then give the same command again."
-            ) from error
+    def _positions(self) -> dict[str, Position]:
+        """Return where the sinks of the loaded state stand; what the file holds beyond that state is no part of the run."""
+        start = self._file.start
+        place = self._loaded.get("place", 0)
+        if place > start:
+            self.warn(
+                f"{self.path} ends {place - start} bytes before the place of the checkpoint: the last events before it are "
+                "lost (was the machine cut off, or the file edited?)."
+            )
+        skipped = [*self._loaded.get("skipped", []), (place, start)]
+        self._skipped = [(first, min(last, start)) for first, last in skipped if first < start]
+        sinks = self._loaded.get("sinks", {})
+        return {name: Position(min(sink["place"], start), sink["state"]) for name, sink in sinks.items()}
 
-    def _forward(self, event: Event) -> None:
-        for name in list(self._sinks):
-            self._guarded(name, methodcaller("write", event))
-
-    def _guarded(self, name: str, call: Callable[[MetricSink], Any]) -> Any:
-        try:
-            return call(self._sinks[name])
-        except Exception as error:
-            sink = self._sinks.pop(name)
-            with contextlib.suppress(Exception):
-                sink.close()
-            self.warn(f"The sink '{name}' failed and receives nothing more: {type(error).__name__}: {error}")
-
-
-class EventTail:
-    """Reads the complete lines that are new in an event file since the last call."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._position = _whole_lines(path)
-
-    def new(self) -> list[Event]:
-        """Return the new events, oldest first."""
-        if not self.path.exists():
-            return []
-        with self.path.open("rb") as file:
-            file.seek(self._position)
-            block = file.read()
-        end = block.rfind(b"\n") + 1
-        self._position += end
-        return [json.loads(line) for line in block[:end].splitlines()]
-
-
-def _whole_lines(path: Path) -> int:
-    """Return the length in bytes of a file's complete lines; what follows is a line that a crash tore."""
-    if not path.exists():
-        return 0
-    with path.open("rb") as file:
-        end = file.seek(0, 2)
-        while end > 0:
-            start = max(0, end - 65536)
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            if newline >= 0:
-                return start + newline + 1
-            end = start
-    return 0
+    def _drain(self, in_a_hurry: Callable[[], bool]) -> None:
+        started, said, patience = time.monotonic(), False, self._patience
+        while at_work := [runner for runner in self._runners.values() if runner.at_work]:
+            at_work[0].wait(0.05)
+            now = time.monotonic()
+            limit_s = patience.hurried_s if in_a_hurry() else patience.drained_s
+            for runner in at_work:
+                what, since = runner.doing or ("", now)
+                stalled = what != "close" and now - max(since, started) > patience.stalled_s
+                if stalled or now - started > limit_s:
+                    runner.abandon()
+            if not said and now - started > _SAY_AFTER_S:
+                said = True
+                with contextlib.suppress(RunFailed):
+                    self.log(f"Waiting for the sinks: {', '.join(runner.name for runner in at_work)}.")

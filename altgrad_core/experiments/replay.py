@@ -13,8 +13,8 @@ from altgrad_core.errors import AltgradError
 from altgrad_core.experiments.adopt import adopt
 from altgrad_core.experiments.assembly import assemble, open_checkpoints, prepare_device
 from altgrad_core.experiments.config import load_run, override_run
-from altgrad_core.experiments.eventfile import metrics_at
 from altgrad_core.experiments.fork import Moment
+from altgrad_core.experiments.history import metrics_at
 from altgrad_core.experiments.runfile import default_probes
 from altgrad_core.experiments.schema import RunConfig
 from altgrad_core.plugins import Choice, installed

@@ -19,7 +19,7 @@ import attrs
 
 from altgrad_core.errors import AltgradError, unknown
 from altgrad_core.experiments.config import difference, dump_run, load_run
-from altgrad_core.experiments.eventlog import EventTail
+from altgrad_core.experiments.eventfile import EventTail
 from altgrad_core.experiments.folder import RunFolder, hold
 from altgrad_core.experiments.fork import bring_start
 from altgrad_core.experiments.launch import Launcher, Worker

@@ -19,8 +19,8 @@ import torch
 from altgrad_core.errors import RunFailed
 from altgrad_core.experiments.assembly import open_checkpoints
 from altgrad_core.experiments.config import dump_run
-from altgrad_core.experiments.eventfile import read_events
 from altgrad_core.experiments.folder import RunFolder
+from altgrad_core.experiments.history import read_events
 from altgrad_core.experiments.schema import RunConfig
 from altgrad_core.files import write_whole
 from altgrad_core.training.events import metrics_of

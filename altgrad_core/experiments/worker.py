@@ -11,13 +11,18 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from altgrad_core.errors import AltgradError, RunFailed
 from altgrad_core.experiments.eventlog import EventLog
 from altgrad_core.experiments.folder import RunFolder, hold
+from altgrad_core.experiments.sinkrunner import THREAD_PREFIX
+
+_SHUTDOWN_S = 60.0
 
 
 def stopping_signals() -> list[signal.Signals]:
@@ -55,7 +60,7 @@ def main() -> None:
     )
     parser.add_argument("--stop-at", type=int, help="End, after a checkpoint, when this many steps are done.")
     arguments = parser.parse_args()
-    sys.exit(execute(RunFolder(arguments.folder), arguments.device, arguments.parent, arguments.stop_at))
+    _leave(execute(RunFolder(arguments.folder), arguments.device, arguments.parent, arguments.stop_at))
 
 
 def execute(folder: RunFolder, device_name: str, parent: int | None = None, stop_at: int | None = None) -> int:
@@ -84,7 +89,19 @@ def execute(folder: RunFolder, device_name: str, parent: int | None = None, stop
                 log.emit({"event": "status", "status": "failed", "reason": reason})
             return 1
         finally:
-            log.close()
+            log.close(in_a_hurry=lambda: received.first is not None)
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process, also when the thread of a sink hangs, or one that a sink's library has started."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    if any(thread.name.startswith(THREAD_PREFIX) for thread in threading.enumerate()):
+        os._exit(status)  # the run is closed; the interpreter's shutdown could hang, or crash, over that thread
+    watchdog = threading.Timer(_SHUTDOWN_S, os._exit, [status])
+    watchdog.daemon = True
+    watchdog.start()
+    sys.exit(status)
 
 
 @contextlib.contextmanager

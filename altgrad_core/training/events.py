@@ -16,6 +16,7 @@ Metric values are floats; JSON has no NaN or infinity, so these travel as the st
 ``seconds``: how long saving took in the background (``resumed``: loading); ``blocked_s``: how long training waited for it |
 | ``anomaly`` | ``step``; ``path`` of what the flight recorder left; ``first``: fields of ``...postmortem.Place``, at most two |
 | ``log`` | ``level``: info, warning, error; ``message`` |
+| ``sinks`` | comes last; ``sinks``: name -> ``status`` (complete, disabled, abandoned), ``missed`` events, ``reason`` |
 """
 
 from __future__ import annotations
@@ -26,20 +27,36 @@ from typing import Any, Protocol
 Event = dict[str, Any]
 
 
+class StateLost(Exception):
+    """Raised by ``load_state_dict``: what the state speaks of is gone. The sink then gets all events of the run anew."""
+
+
 class MetricSink(Protocol):
-    """Receives a run's events in order. A sink that raises is dropped with one warning; training goes on."""
+    """Receives a run's events in order, in a thread of its own that does nothing else.
+
+    All calls, that of ``build`` included, come from that thread, one after the other. A call that raises is repeated
+    after a pause; when it fails too often, the sink is disabled and named at the end of the run. Training waits for none
+    of them, but shares the interpreter with them: a call should compute little, and may not draw from the global random
+    number generators of Python, NumPy or torch, or use the GPU.
+    """
 
     def write(self, event: Event) -> None:
-        """Take one event; must not keep a reference to change it."""
+        """Take one event; when it raises, it has taken nothing of it, and gets it again."""
 
     def close(self) -> None:
-        """Finish; called once, also after an interruption."""
+        """Finish; called once, also after an interruption or a failure."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs to go on in the same place (JSON types only), such as a tracker's run id."""
+        """Return what a sink needs to go on from here in another process (JSON types only), such as a tracker's run id.
+
+        Called before the first and after every ``write``, so it should be cheap.
+        """
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back ``state_dict``; called before the first ``write`` of a resumed run."""
+        """Go back to where ``state_dict`` returned this; called once, before the first ``write``.
+
+        The events written since will come again, or others in their place. ``StateLost`` when that is impossible.
+        """
 
 
 def to_json(value: float) -> float | str:

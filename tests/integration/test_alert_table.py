@@ -48,7 +48,8 @@ from altgrad_core.training.config import (
     TrainConfig,
 )
 from altgrad_core.training.data import TokenData
-from altgrad_core.training.engine import Engine
+from altgrad_core.training.engine import Engine, NoSinks
+from altgrad_core.training.recorder import FlightRecorder
 
 BAD_STEP = 8
 STEPS = 12
@@ -57,14 +58,6 @@ RULES = {
     "loss_spike": SpikeRule(window=10, min_losses=5),
 }
 Harm = Callable[[Engine], None]
-
-
-class NoSinks:
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
 
 
 @attrs.define
@@ -109,7 +102,8 @@ def trial(folder: Path, recipe: object = "fp32", *, learning_rate: float = 1e-3,
         probes={"gradients": GradientsProbe(1, window=3), "stability": StabilityProbe(1), "updates": UpdatesProbe(1)},
         alerts=AlertWatch(AlertConfig(**{**RULES, "bit_stall": None, **rules})),
         checkpoints=Checkpoints(LocalBackend(folder), 2, print), emit=events.append,
-        stop_requested=lambda: False, sinks=NoSinks(), device=torch.device("cpu"),
+        stop_requested=lambda steps: False, sinks=NoSinks(), device=torch.device("cpu"),
+        config={}, recorder=FlightRecorder(folder / "anomalies", lambda steps: []),
     )  # fmt: skip
     return Trial(engine, events)
 

@@ -1,37 +1,20 @@
 from __future__ import annotations
 
+import itertools
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from altgrad_core.errors import RunFailed
-from altgrad_core.experiments.eventlog import EventLog, EventTail
-
-
-class Recorder:
-    def __init__(self, fail_at: int | None = None) -> None:
-        self.events: list[dict[str, Any]] = []
-        self.fail_at, self.closed, self.state = fail_at, 0, {"id": "first"}
-
-    def write(self, event: dict[str, Any]) -> None:
-        if self.fail_at == len(self.events):
-            raise RuntimeError("store is gone")
-        self.events.append(event)
-
-    def close(self) -> None:
-        self.closed += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.state = state
+from altgrad_core.experiments.eventfile import EventReader, EventTail
+from altgrad_core.experiments.eventlog import EventLog
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
 @pytest.mark.parametrize("rest", [b'{"event": "metr', b"x" * 200_000])
@@ -43,49 +26,6 @@ def test_a_torn_last_line_is_cut_off(tmp_path: Path, start: bytes, rest: bytes) 
     log.emit({"event": "status", "status": "running"})
     log.close()
     assert [e["event"] for e in lines(path)] == ["log"] * bool(start) + ["status"]
-
-
-def test_sinks_get_all_events_in_order_after_their_state(tmp_path: Path) -> None:
-    sink = Recorder()
-    log = EventLog(tmp_path / "events.jsonl")
-    log.add_sink("s", lambda: sink)
-    log.log("early")
-    assert sink.events == []
-    log.load_state_dict({"s": {"id": "kept"}})
-    log.start_sinks(tmp_path / "sinks.json")
-    assert sink.state == {"id": "kept"}
-    log.log("later")
-    log.close()
-    assert [e["message"] for e in sink.events] == ["early", "later"]
-    assert sink.closed == 1
-
-
-def test_a_run_that_starts_over_gives_sinks_their_first_state(tmp_path: Path) -> None:
-    for attempt in ("first", "second"):
-        sink = Recorder()
-        sink.state = {"id": attempt}
-        log = EventLog(tmp_path / "events.jsonl")
-        log.add_sink("s", lambda sink=sink: sink)
-        log.start_sinks(tmp_path / "sinks.json")
-        log.close()
-        assert sink.state == {"id": "first"}
-
-
-def test_a_failing_sink_is_dropped_with_one_warning(tmp_path: Path) -> None:
-    bad, good = Recorder(fail_at=1), Recorder()
-    log = EventLog(tmp_path / "events.jsonl")
-    log.add_sink("bad", lambda: bad)
-    log.add_sink("good", lambda: good)
-    log.add_sink("absent", lambda: 1 / 0)
-    log.start_sinks(tmp_path / "sinks.json")
-    for number in range(5):
-        log.emit({"event": "metrics", "step": number, "values": {}})
-    log.close()
-    warnings = [e["message"] for e in lines(tmp_path / "events.jsonl") if e.get("level") == "warning"]
-    assert [w.split("'")[1] for w in warnings] == ["absent", "bad"]
-    assert "store is gone" in warnings[1]
-    assert bad.closed == 1
-    assert [e["step"] for e in good.events if e["event"] == "metrics"] == [0, 1, 2, 3, 4]
 
 
 def test_a_full_disk_is_a_run_failure() -> None:
@@ -126,3 +66,46 @@ def test_a_damaged_status_line_is_named(tmp_path: Path) -> None:
         last_status(path)
     path.write_text('{"event": "status", "status": "running"}\n{"event": "status", "sta')
     assert last_status(path)["status"] == "running"
+
+
+def test_any_text_is_a_line_and_comes_back(tmp_path: Path) -> None:
+    """Also half of a surrogate pair, which the names of files that are not UTF-8 become in Python."""
+    log = EventLog(tmp_path / "events.jsonl")
+    texts = ["ünïcode 漢字 🚀", "line\nbreak \r \x85 \u2028", "a file named \udcff", "\x00", "x" * 300_000, ""]
+    places = [0]
+    for text in texts:
+        log.log(text)
+        places.append((tmp_path / "events.jsonl").stat().st_size)
+    log.close()
+    assert [e["message"] for e in lines(tmp_path / "events.jsonl")] == texts
+    reader = EventReader(tmp_path / "events.jsonl")
+    for number in [0, 1, 2, 3, 4, 5, 4, 0, 5]:
+        event, after = reader.read(places[number], places[-1])
+        assert event["message"] == texts[number]
+        assert after == places[number + 1]
+    reader.close()
+
+
+def test_threads_share_one_log(tmp_path: Path) -> None:
+    """Whole lines, every thread's in its order, and times that never go back although the clock does."""
+    log = EventLog(tmp_path / "events.jsonl")
+    clock = itertools.cycle([50.0, 20.0, 60.0, 10.0])
+
+    def write(name: str) -> None:
+        for number in range(2000):
+            log.emit({"event": "log", "name": name, "number": number, "rest": "x" * number})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("altgrad_core.experiments.eventfile.time.time", lambda: next(clock))
+        threads = [threading.Thread(target=write, args=[name]) for name in "abcd"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    log.close()
+    written = lines(tmp_path / "events.jsonl")
+    assert len(written) == 8000
+    for name in "abcd":
+        assert [e["number"] for e in written if e["name"] == name] == list(range(2000))
+    times = [e["time"] for e in written]
+    assert times == sorted(times)

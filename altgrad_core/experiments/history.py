@@ -1,0 +1,52 @@
+"""Reads ``events.jsonl`` from outside the worker: whole lines only, since the last one may be torn or being written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from altgrad_core.training.events import Event, metrics_of
+
+
+def read_events(path: Path) -> list[Event]:
+    """Return the events of a file in order; empty when there is none."""
+    if not path.exists():
+        return []
+    *lines, _ = path.read_bytes().split(b"\n")
+    return [json.loads(line) for line in lines]
+
+
+def metrics_at(path: Path, step: int) -> dict[str, float]:
+    """Return the metrics that a run logged at ``step``, the last value of each."""
+    found: dict[str, float] = {}
+    for event in read_events(path):
+        if event["event"] == "metrics" and event["step"] == step:
+            found |= metrics_of(event)
+    return found
+
+
+def last_metrics(path: Path, steps: int) -> list[Event]:
+    """Return the ``metrics`` events of the last ``steps`` logged steps, in step order; the last one wins for a step.
+
+    Reads the end of the file only, so it costs the same after a week of training.
+    """
+    found: dict[int, Event] = {}
+    tail = 1 << 20
+    size = path.stat().st_size if path.exists() else 0
+    while True:
+        found = {}
+        for line in _whole_lines_of_tail(path, tail) if size else []:
+            event = json.loads(line)
+            if event["event"] == "metrics" and "train/loss" in event["values"]:
+                found[event["step"]] = event
+        if len(found) >= steps or tail >= size:
+            return [found[step] for step in sorted(found)[-steps:]]
+        tail *= 4
+
+
+def _whole_lines_of_tail(path: Path, tail: int) -> list[bytes]:
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - tail))
+        *lines, _ = file.read().split(b"\n")
+    return lines if tail >= size else lines[1:]
