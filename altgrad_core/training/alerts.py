@@ -162,9 +162,10 @@ class AlertWatch:
             found.append(self._alert("nan", rule, value, math.inf, message))
         rule = self.rules.nan_patience
         if rule is not None and self._rises("nan_patience", rule, not finite):
+            skipped = f"{rule.patience} skipped updates in a row" if rule.patience > 1 else "a skipped update"
             message = (
-                f"The {what} is {state} and {rule.patience} updates in a row were skipped (nan_patience = "
-                f"{rule.patience}): the weights no longer change. Lower the learning rate, lengthen the warmup, or give "
+                f"The {what} is {state}: {skipped} (nan_patience = {rule.patience}), and the weights do not change any more. "
+                f"Lower the learning rate, lengthen the warmup, or give "
                 "the layers whose nan_count or inf_count is not zero a wider format."
             )
             found.append(self._alert("nan_patience", rule, float(rule.patience), float(rule.patience), message))
@@ -183,7 +184,7 @@ class AlertWatch:
         layer = next(name for name, count in counts.items() if count)  # in the order in which the step casts
         for_long = f" for {rule.patience} measurements in a row" if rule.patience > 1 else ""
         message = (
-            f"{total:,.0f} elements were NaN or infinite before a cast, more than {rule.threshold:,g}{for_long}; first in "
+            f"NaN or infinite elements before casts: {total:,.0f}, more than {rule.threshold:,g}{for_long}; first in "
             f"{layer} ({counts[layer]:,.0f}). A cast clamps infinities, so loss and gradient norm may look sound all the "
             "same; if a weight is not finite it stays so: go back to a checkpoint and lower the learning rate."
         )

@@ -90,7 +90,7 @@ class NanRule:
     patience: int = attrs.field(validator=_at_least(1))
     """Steps in a row with a loss or gradient norm that is NaN or infinite."""
     action: Action
-    """`"log"`, `"checkpoint"` (the state is saved and kept for good) or `"stop"` (the run ends)."""
+    """``"log"``, ``"checkpoint"`` (the state is saved and kept for good) or ``"stop"`` (the run ends)."""
 
 
 @attrs.frozen(kw_only=True)
@@ -104,7 +104,7 @@ class SpikeRule:
     patience: int = attrs.field(default=1, validator=_at_least(1))
     """Steps in a row beyond the threshold."""
     action: Action = "log"
-    """`"log"`, `"checkpoint"` (the state is saved and kept for good) or `"stop"` (the run ends)."""
+    """``"log"``, ``"checkpoint"`` (the state is saved and kept for good) or ``"stop"`` (the run ends)."""
     window: int = attrs.field(default=100, validator=[_at_least(3), attrs.validators.le(10_000)])
     """Finite losses before the step that it is compared with; at most 10,000."""
     min_losses: int = attrs.field(default=20, validator=[_at_least(3), _within_window])
@@ -122,7 +122,7 @@ class DivergenceRule:
     patience: int = attrs.field(default=50, validator=_at_least(1))
     """Steps in a row beyond the threshold."""
     action: Action = "log"
-    """`"log"`, `"checkpoint"` (the state is saved and kept for good) or `"stop"` (the run ends)."""
+    """``"log"``, ``"checkpoint"`` (the state is saved and kept for good) or ``"stop"`` (the run ends)."""
     window: int = attrs.field(default=25, validator=[_at_least(1), attrs.validators.le(10_000)])
     """The smoothed loss is the median of this many finite losses, the newest included; at most 10,000."""
 
@@ -138,7 +138,7 @@ class RateRule:
     patience: int = attrs.field(default=1, validator=_at_least(1))
     """Measurements in a row beyond the threshold."""
     action: Action = "log"
-    """`"log"`, `"checkpoint"` (the state is saved and kept for good) or `"stop"` (the run ends)."""
+    """``"log"``, ``"checkpoint"`` (the state is saved and kept for good) or ``"stop"`` (the run ends)."""
 
 
 @attrs.frozen(kw_only=True)
@@ -152,7 +152,7 @@ class CountRule:
     patience: int = attrs.field(default=1, validator=_at_least(1))
     """Measurements in a row beyond the threshold."""
     action: Action = "log"
-    """`"log"`, `"checkpoint"` (the state is saved and kept for good) or `"stop"` (the run ends)."""
+    """``"log"``, ``"checkpoint"`` (the state is saved and kept for good) or ``"stop"`` (the run ends)."""
 
 
 Rule = NanRule | SpikeRule | DivergenceRule | CountRule | RateRule
@@ -167,19 +167,19 @@ class AlertConfig:
     nan_patience: NanRule | None = NanRule(patience=10, action="stop")
     """The same for many steps in a row."""
     non_finite: CountRule | None = CountRule()
-    """`nan_count` and `inf_count`: elements that a cast reads, and may clamp, so that the loss looks sound."""
+    """``nan_count`` and ``inf_count``: elements that a cast reads, and may clamp, so that the loss looks sound."""
     loss_spike: SpikeRule | None = SpikeRule()
     """A training loss far above those before it."""
     divergence: DivergenceRule | None = DivergenceRule()
     """A smoothed training loss that stays above its best."""
     bit_stall: RateRule | None = RateRule(threshold=0.5)
-    """`bit_stall_rate`: weights that a step leaves as they are in the format."""
+    """``bit_stall_rate``: weights that a step leaves as they are in the format."""
     overflow: RateRule | None = RateRule(threshold=0.01)
-    """`overflow_rate`: elements that a cast clamps."""
+    """``overflow_rate``: elements that a cast clamps."""
     underflow: RateRule | None = RateRule(threshold=0.1)
-    """`underflow_rate`: elements that a cast turns into zero."""
+    """``underflow_rate``: elements that a cast turns into zero."""
     dead_neurons: RateRule | None = RateRule(threshold=0.5)
-    """`dead_neuron_window_frac`: neurons without a gradient in each of the last measurements."""
+    """``dead_neuron_window_frac``: neurons without a gradient in each of the last measurements."""
 
     @staticmethod
     def default(alert: str) -> Rule:

@@ -29,7 +29,7 @@ class GradientsOptions:
     every: int = attrs.field(default=10, validator=_positive)
     """Steps between measurements; the first step is always measured."""
     window: int = attrs.field(default=5, validator=_positive)
-    """Measurements in a row without any gradient that make a neuron count in `dead_neuron_window_frac`."""
+    """Measurements in a row without any gradient that make a neuron count in ``dead_neuron_window_frac``."""
 
 
 @attrs.frozen(kw_only=True)

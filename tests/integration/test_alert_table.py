@@ -340,6 +340,7 @@ underflow = 0
 """
 
 
+@pytest.mark.slow
 def test_a_run_killed_with_kill_minus_nine_raises_the_alerts_of_an_uninterrupted_one(
     make_experiment: MakeExperiment, tmp_path: Path
 ) -> None:

@@ -138,6 +138,12 @@ def test_training_and_validation_losses_are_not_mixed(tmp_path: Path) -> None:
     assert "Training and validation losses are not compared with each other." in comparison.notes
 
 
+def test_skipped_updates_between_logged_steps_count(tmp_path: Path) -> None:
+    extra = {1: {"train/skipped_updates": 0}, 10: {"train/skipped_updates": 4}, 20: {"train/skipped_updates": 7}}
+    row = compare([run(tmp_path, "x", {1: 3.0, 10: "NaN", 20: 2.0}, extra=extra)]).rows[0]
+    assert row.nan_steps == 7
+
+
 def test_a_run_stopped_by_nan(tmp_path: Path) -> None:
     base = run(tmp_path, "bf16", {1: 3.0, 2: 2.0, 3: 1.5}, val={1: 3.0, 3: 1.5}, baseline=True)
     nan = run(
