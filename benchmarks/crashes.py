@@ -122,8 +122,11 @@ def main() -> None:
     print(f"{result['completed_runs']} runs came to their end, each with the bits of the uninterrupted one.")
 
 
-def campaign(folder: Path, *, kills: int, seed: int, jobs: int) -> dict[str, Any]:
-    """Kill ``kills`` trainings in ``folder`` and return what was counted; raises ``Crashed`` when anything is wrong."""
+def campaign(folder: Path, *, kills: int, seed: int, jobs: int, only: str = "") -> dict[str, Any]:
+    """Kill ``kills`` trainings in ``folder`` and return what was counted; raises ``Crashed`` when anything is wrong.
+
+    ``only`` names the one run to torture.
+    """
     os.environ["ALTGRAD_CACHE"] = str(folder / "cache")
     os.environ["OMP_NUM_THREADS"] = "1"
     text = folder / "text"
@@ -132,7 +135,7 @@ def campaign(folder: Path, *, kills: int, seed: int, jobs: int) -> dict[str, Any
         (text / f"{number}.txt").write_text(f"Document {number}. " + "The quick brown fox jumps over it. " * 20)
     file = folder / "crashes.toml"
     file.write_text(EXPERIMENT.replace('"text"\ntokenizer', f'"{text}"\ntokenizer'))
-    configs = load_experiment(file).runs
+    configs = [run for run in load_experiment(file).runs if only in ("", run.name)]
     share = [kills // len(configs) + (number < kills % len(configs)) for number in range(len(configs))]
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         work = [
