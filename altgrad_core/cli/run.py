@@ -29,18 +29,17 @@ def run(
 
     Finished runs are skipped, interrupted ones resume from their newest checkpoint. Ctrl-C saves a checkpoint first.
     """
-    from rich.console import Console
-
     from altgrad_core.analysis.compare import compare, table
     from altgrad_core.analysis.report import write_report
     from altgrad_core.analysis.runs import load_experiment_runs
-    from altgrad_core.cli.console import make_console
+    from altgrad_core.console.screen import make_screen
+    from altgrad_core.console.terminal import terminal
     from altgrad_core.experiments.config import load_experiment
     from altgrad_core.experiments.runner import Interrupted, run_experiment
 
     experiment = load_experiment(file, overrides=set_ or ())
-    console = Console()
-    screen = make_console(console)
+    console = terminal()
+    screen = make_screen(console)
     try:
         statuses = run_experiment(
             experiment,

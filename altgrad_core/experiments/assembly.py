@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,9 @@ from altgrad_core.experiments.config import load_run
 from altgrad_core.experiments.environment import choose_device, environment, record_environment
 from altgrad_core.experiments.eventlog import EventLog
 from altgrad_core.experiments.folder import RunFolder
+from altgrad_core.experiments.hardware import as_facts
+from altgrad_core.experiments.nvml import NvmlReader, NvmlUnavailable
+from altgrad_core.experiments.sampler import Sampler
 from altgrad_core.experiments.schema import RunConfig
 from altgrad_core.files import cache_folder
 from altgrad_core.plugins import Choice, installed
@@ -24,6 +28,7 @@ from altgrad_core.training.alerts import AlertWatch
 from altgrad_core.training.checkpoint import Checkpoints
 from altgrad_core.training.data import TokenData, Workspace
 from altgrad_core.training.engine import Engine, Outcome
+from altgrad_core.training.events import Event
 
 
 def train_run(folder: RunFolder, device_name: str, log: EventLog, stop_requested: Callable[[], bool]) -> Outcome:
@@ -39,7 +44,9 @@ def train_run(folder: RunFolder, device_name: str, log: EventLog, stop_requested
     model = _build("model", config.model, data.vocab_size)
     model, summary = convert(model, config.recipe)
     model.to(device)
-    engine = _engine(config, folder, model, data, log, device, stop_requested)
+    reader, gpus_unread = _gpu_reader(device)
+    sampler = Sampler(reader)
+    engine = _engine(config, folder, model, data, log, sampler.after(log.emit), device, stop_requested)
     for number, sink in enumerate(config.sinks):
         name = sink.kind if [s.kind for s in config.sinks].count(sink.kind) == 1 else f"{sink.kind}-{number + 1}"
         log.add_sink(name, functools.partial(_build, "sink", sink, folder.path))
@@ -55,7 +62,9 @@ def train_run(folder: RunFolder, device_name: str, log: EventLog, stop_requested
             "pid": os.getpid(),
         }
     )
-    _tell(config, engine, summary, facts, log)
+    _tell(config, engine, summary, facts, reader, log)
+    if gpus_unread:
+        log.warn(f"The GPU is not watched: {gpus_unread}")
     if resumed is not None:
         log.log(f"Resumed from {resumed}.")
         if changes:
@@ -63,10 +72,24 @@ def train_run(folder: RunFolder, device_name: str, log: EventLog, stop_requested
                 f"The run began in another environment ({'; '.join(changes)}), so from here on it is not bit for bit "
                 "what it would have been there."
             )
-    outcome = engine.run()
+    try:
+        outcome = engine.run()
+    finally:
+        sampler.close()
     reason = {"done": "", "stopped": "non-finite loss or gradients", "interrupted": "signal"}[outcome]
     log.emit({"event": "status", "status": outcome, "step": engine.step_number, "reason": reason})
     return outcome
+
+
+def _gpu_reader(device: torch.device) -> tuple[NvmlReader | None, str]:
+    """Return what reads the run's GPU, None without one, and why a GPU cannot be read."""
+    if device.type != "cuda":
+        return None, ""
+    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    try:
+        return NvmlReader([uuid], node=platform.node()), ""
+    except NvmlUnavailable as error:
+        return None, str(error)
 
 
 def _build(kind: str, choice: Choice, *arguments: Any) -> Any:
@@ -79,6 +102,7 @@ def _engine(
     model: nn.Module,
     data: TokenData,
     log: EventLog,
+    emit: Callable[[Event], None],
     device: torch.device,
     stop_requested: Callable[[], bool],
 ) -> Engine:
@@ -98,7 +122,7 @@ def _engine(
         checkpoints=Checkpoints(
             _build("checkpoint", config.checkpoint.backend, folder.checkpoints), config.checkpoint.keep, log.warn
         ),
-        emit=log.emit,
+        emit=emit,
         stop_requested=stop_requested,
         sinks=log,
         device=device,
@@ -106,7 +130,12 @@ def _engine(
 
 
 def _tell(
-    config: RunConfig, engine: Engine, summary: ConversionSummary, environment: dict[str, Any], log: EventLog
+    config: RunConfig,
+    engine: Engine,
+    summary: ConversionSummary,
+    environment: dict[str, Any],
+    reader: NvmlReader | None,
+    log: EventLog,
 ) -> None:
     """Emit what a person wants to know before the first step."""
     model, data, train = engine.model, engine.data, config.train
@@ -147,7 +176,11 @@ def _tell(
             "left_alone": summary.skipped,
             "backend": "emulated" if summary.converted else "-",
         },
+        "distributed": {"world_size": 1, "nodes": 1},
+        "alerts": attrs.asdict(config.alerts),
     }
+    if reader is not None:
+        facts["gpus"] = {"gpus": [as_facts(gpu) for gpu in reader.gpus]}
     for what, content in facts.items():
         log.emit({"event": "init", "what": what, "facts": content})
     for pattern in summary.unused_overrides:

@@ -108,6 +108,16 @@ def hold(lock: Path, what: str) -> Iterator[None]:
         yield
 
 
+def events_of(events: Path) -> Iterator[dict[str, Any]]:
+    """Yield the events of a file, oldest first; none when there is no file. A torn last line does not count."""
+    if not events.exists():
+        return
+    with events.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.endswith(b"\n"):
+                yield _event(line, events, number)
+
+
 def last_status(events: Path) -> dict[str, Any] | None:
     """Return the last ``status`` event of a file, None when there is none; a torn last line does not count."""
     last = None
@@ -115,13 +125,18 @@ def last_status(events: Path) -> dict[str, Any] | None:
         with events.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if b'"status"' in line and line.endswith(b"\n"):
-                    try:
-                        event = json.loads(line)
-                    except ValueError as error:
-                        raise AltgradError(
-                            f"{events}:{number} is not an event ({error}): the file is damaged. Mend or remove that line, "
-                            "or start the run over with --fresh."
-                        ) from None
+                    event = _event(line, events, number)
                     if event.get("event") == "status":
                         last = event
     return last
+
+
+def _event(line: bytes, events: Path, number: int) -> dict[str, Any]:
+    try:
+        event: dict[str, Any] = json.loads(line)
+    except ValueError as error:
+        raise AltgradError(
+            f"{events}:{number} is not an event ({error}): the file is damaged. Mend or remove that line, "
+            "or start the run over with --fresh."
+        ) from None
+    return event
