@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from altgrad_core.cli import check, compare, data, formats, plugins, report, run
+from altgrad_core.cli import check, compare, data, formats, plugins, report, run, simulate, watch
 from altgrad_core.errors import AltgradError
 
 app = typer.Typer(
@@ -23,6 +23,8 @@ app.command()(formats.formats)
 app.command()(plugins.plugins)
 app.command()(compare.compare)
 app.command()(report.report)
+app.command()(simulate.simulate)
+app.command()(watch.watch)
 app.add_typer(data.app, name="data")
 
 

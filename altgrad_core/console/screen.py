@@ -104,6 +104,19 @@ class PlainScreen:
         if event["event"] == "metrics" and state.logged > logged:
             self._training(run, state, event)
 
+    def tell(self, run: str, level: str, text: str) -> None:
+        """Print a line about a run."""
+        self._line(run, level, text)
+
+    def introduce(self, state: RunState) -> None:
+        """Say what a run said about itself before it was watched, and how far it is."""
+        for what, facts in state.facts.items():
+            for text in self._introduce({"event": "init", "what": what, "facts": facts}):
+                self._line(state.name, "info", text)
+        if state.latest:
+            reason = f" ({state.reason})" if state.reason else ""
+            self._line(state.name, "info", f"is {state.status}{reason} at step {state.step:,} of {state.steps:,}")
+
     def idle(self) -> None:
         """Nothing to refresh."""
 
@@ -165,6 +178,8 @@ class PlainScreen:
     def _line(self, run: str, level: str, text: str, event: Event | None = None) -> None:
         mark = "" if level == "info" else f"{level.upper()}: "
         who = f"{run}  " if run and len(self.state.runs) > 1 else ""
+        if run and self.state.runs[run].simulated:
+            who = f"SIMULATED  {who}"
         stamp = time.strftime("%H:%M:%S", time.localtime(event["time"] if event and "time" in event else self.now()))
         first, *more = text.splitlines() or [""]
         self._put(Line(f"{stamp}  {who}", LEVELS["info"]).add(f"{mark}{first}", LEVELS[level]))

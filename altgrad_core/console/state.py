@@ -275,6 +275,11 @@ class ScreenState:
         return any(run.simulated for run in self.runs.values())
 
     @property
+    def latest(self) -> float:
+        """Unix time of the last event; 0 before the first."""
+        return max((run.latest for run in self.runs.values()), default=0.0)
+
+    @property
     def baseline(self) -> RunState | None:
         """The run that the others are compared with."""
         return next((run for run in self.runs.values() if run.baseline), None)

@@ -19,7 +19,7 @@ def summary(state: ScreenState, folders: Mapping[str, RunFolder], width: int, no
     runs = [run for run in state.runs.values() if run.latest]
     if not runs:
         return []
-    title = f"{state.title}: {'SIMULATED, nothing was trained' if state.simulated else 'summary'}"
+    title = f"{'SIMULATED, nothing was trained' if state.simulated else 'summary'}: {state.title}"
     if len(runs) == 1:
         rows = _in_full(runs[0], folders.get(runs[0].name), now)
         # A path that does not fit is not cut: somebody may want to copy it.

@@ -8,8 +8,10 @@ count that wrap anew (tmux, VTE, kitty, iTerm2 and the others of today), and era
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TextIO
 
 from rich.cells import cell_len
@@ -100,6 +102,27 @@ class LiveArea:
     def _write(self, text: str) -> None:
         self._file.write(text)
         self._file.flush()
+
+
+@contextmanager
+def restored(close: Callable[[], None]) -> Iterator[None]:
+    """Call ``close`` at the end, whatever it is; SIGTERM and SIGHUP end like Ctrl-C, with their own exit status."""
+
+    def end(number: int, frame: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    received: list[int] = []
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise SystemExit(128 + (received[0] if received else signal.SIGINT)) from None
+    finally:
+        close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def terminal() -> Console:

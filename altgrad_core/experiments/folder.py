@@ -72,14 +72,19 @@ class RunFolder:
 
     def holder(self) -> str | None:
         """Return who holds the run ("pid 123 on host"), None when nobody does."""
-        if not self.lock.exists():
-            return None
-        with self.lock.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return file.read().decode().strip() or "another process"
+        return holder_of(self.lock)
+
+
+def holder_of(lock: Path) -> str | None:
+    """Return who holds a lock of ``hold`` ("pid 123 on host"), None when nobody does."""
+    if not lock.exists():
         return None
+    with lock.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read().decode().strip() or "another process"
+    return None
 
 
 @contextmanager
