@@ -202,9 +202,13 @@ class Follower:
 
 def recorded(folders: Sequence[RunFolder]) -> Iterator[tuple[str, Event]]:
     """Yield (run, event) of finished runs in the order of their times."""
-    streams = [((event["time"], folder.path.name, event) for event in events_of(folder.events)) for folder in folders]
-    for _, name, event in heapq.merge(*streams, key=lambda item: item[0]):
+    for _, name, event in heapq.merge(*map(_timed, folders), key=lambda item: item[0]):
         yield name, event
+
+
+def _timed(folder: RunFolder) -> Iterator[tuple[float, str, Event]]:
+    for event in events_of(folder.events):
+        yield event["time"], folder.path.name, event
 
 
 def _age(folder: Path) -> float:
