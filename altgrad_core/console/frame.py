@@ -147,16 +147,12 @@ def _labelled(label: str) -> Line:
 
 def _step(run: RunState, width: int, now: float, *, alone: bool) -> Line:
     line = Line().field("step" if alone else run.name, _LABEL if alone else max(_LABEL, min(20, width // 4)), STRONG)
-    steps, done = run.steps, run.step
-    times = f"  eta {clock(run.eta_s)}"
-    if width >= 50:
-        times = f"  {clock(run.elapsed_s(now))}{times}"
-    digits = len(f"{steps:,}")
-    tail = f" {100 * done / steps if steps else 0:3.0f} %  {done:>{digits},}/{steps:,}{times}"
+    fraction = run.step / run.steps if run.steps else 0
     status = "" if run.status == "running" else f"  {run.status}"
-    bars = max(0, width - line.width - len(tail) - max(len(status), 13 if width > 70 else 0))
-    if bars >= 4:
-        line.extend(bar(done / steps if steps else 0, min(bars, 60)))
+    tail = f" {100 * fraction:3.0f} %  {run.step:>{len(f'{run.steps:,}')},}/{run.steps:,}"
+    tail += f"  {clock(run.elapsed_s(now))}" if width >= 50 else ""
+    tail += f"  eta {clock(run.eta_s)}"
+    _bar(line, fraction, width - len(tail) - max(len(status), 13 if width > 70 else 0))
     style = {"failed": BAD, "lost": BAD, "stopped": WARN, "interrupted": WARN, "silent": WARN}.get(run.status, GOOD)
     return line.add(tail).add(status, style)
 
@@ -165,14 +161,16 @@ def _epoch(run: RunState, width: int) -> Line | None:
     if not run.epochs or not run.steps:
         return None
     now = run.epochs * run.step / run.steps
-    number = min(int(now), int(run.epochs - 1e-9))
-    part = now - number
-    line = _labelled("epoch")
-    tail = f" {100 * part:3.0f} %  {number + 1} of {run.epochs:.2f}"
-    bars = width - line.width - len(tail)
-    if bars >= 4:
-        line.extend(bar(part, min(bars, 60)))
+    number = min(int(now), math.ceil(run.epochs) - 1)
+    line, tail = _labelled("epoch"), f" {100 * (now - number):3.0f} %  {number + 1} of {run.epochs:.3g}"
+    _bar(line, now - number, width - (len(tail) if width <= 70 else 50))
     return line.add(tail)
+
+
+def _bar(line: Line, fraction: float, end: int) -> None:
+    """Append a bar that ends at the column ``end``, if it would be long enough to say something."""
+    if end - line.width >= 4:
+        line.extend(bar(fraction, min(end - line.width, 60)))
 
 
 def _numbers(run: RunState, width: int) -> Line:

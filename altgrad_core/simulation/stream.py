@@ -138,7 +138,7 @@ class _Story:
                     reason = f"no better validation loss in {what.patience} evaluations"
                     yield from self.saving(step, "final")
                     yield from self.export(step)
-                    yield self.event("status", 1, status="stopped", step=step, reason=reason)
+                    yield self.event("status", 1, status="done", step=step, reason=reason)
                     return
             if last or step % save_every == 0:
                 yield from self.saving(step, "final" if last else "step")

@@ -101,7 +101,7 @@ def test_a_spike_recovers() -> None:
 
 def test_patience_ends_the_training_early_and_still_saves_and_exports() -> None:
     story = events(steps=600, patience=1)
-    assert story[-1]["status"] == "stopped"
+    assert story[-1]["status"] == "done"
     assert story[-1]["step"] < 600
     assert "no better validation loss" in story[-1]["reason"]
     final = [event for event in story if event["event"] == "checkpoint"][-1]
