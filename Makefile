@@ -25,12 +25,14 @@ lint: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/make_configuration.py
 	$(BIN)/python docs/make_pictures.py
+	$(BIN)/python docs/make_screens.py
 	$(BIN)/python -m pytest tests/docs
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/quantize.py
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/checkpoint.py
+	$(BIN)/python benchmarks/console.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

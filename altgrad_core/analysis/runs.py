@@ -22,7 +22,7 @@ import tomli
 
 from altgrad_core.errors import AltgradError
 from altgrad_core.experiments.folder import RunFolder
-from altgrad_core.training.events import Event, metrics_of
+from altgrad_core.training.events import SIMULATED, Event, metrics_of
 
 CONFIG, ENVIRONMENT, EVENTS = "run.toml", "env.json", "events.jsonl"
 
@@ -128,6 +128,11 @@ def load_run(folder: str | Path) -> Run:
     """
     folder = Path(folder)
     config = _read_config(folder)
+    if config.get(SIMULATED):
+        raise AltgradError(
+            f"{folder} holds a simulation (altgrad simulate): nothing was measured, so it is neither compared nor reported. "
+            f"`altgrad watch {folder}` shows it."
+        )
     environment = _read_environment(folder / ENVIRONMENT)
     log = _Log()
     if (folder / EVENTS).exists():
@@ -213,6 +218,10 @@ class _Log:
 
     def take(self, event: Event) -> None:
         kind, time = event["event"], float(event["time"])
+        if event.get(SIMULATED):
+            raise AltgradError(
+                "An event of a simulation (altgrad simulate) stands among those of a run; nothing of it was measured."
+            )
         if kind == "metrics":
             values = metrics_of(event)
             self.values.setdefault(int(event["step"]), {}).update(values)

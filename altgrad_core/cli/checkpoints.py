@@ -59,7 +59,7 @@ def checkpoints_table(listing: Listing) -> Table:
     from rich.table import Table
 
     from altgrad_core.analysis.table import MISSING, number
-    from altgrad_core.cli.progress import size
+    from altgrad_core.console.words import size
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for header in ("checkpoint", "kind", "saved"):

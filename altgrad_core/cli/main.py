@@ -18,7 +18,9 @@ from altgrad_core.cli import (
     replay,
     report,
     run,
+    simulate,
     verify_resume,
+    watch,
 )
 from altgrad_core.errors import AltgradError
 
@@ -35,6 +37,8 @@ app.command()(formats.formats)
 app.command()(plugins.plugins)
 app.command()(compare.compare)
 app.command()(report.report)
+app.command()(watch.watch)
+app.command()(simulate.simulate)
 app.command()(checkpoints.checkpoints)
 app.command()(replay.replay)
 app.command()(fork.fork)

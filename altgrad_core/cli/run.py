@@ -52,18 +52,17 @@ def train_and_report(
     device: str = "auto",
 ) -> None:
     """Train what is missing, compare, write the report; exits with 1 when a run is not finished, 128 + signal after one."""
-    from rich.console import Console
-
     from altgrad_core.analysis.compare import compare, table
     from altgrad_core.analysis.report import write_report
     from altgrad_core.analysis.runs import load_experiment_runs
-    from altgrad_core.cli.console import make_console
-    from altgrad_core.cli.progress import sink_lines
+    from altgrad_core.console.screen import make_screen
+    from altgrad_core.console.terminal import terminal
+    from altgrad_core.console.words import sink_lines
     from altgrad_core.experiments.folder import RunFolder
     from altgrad_core.experiments.runner import Interrupted, run_experiment
 
-    console = Console()
-    screen = make_console(console)
+    console = terminal()
+    screen = make_screen(console)
     try:
         statuses = run_experiment(
             experiment,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,8 +18,11 @@ from altgrad_core.experiments.config import load_run
 from altgrad_core.experiments.environment import choose_device, environment, record_environment
 from altgrad_core.experiments.eventlog import EventLog
 from altgrad_core.experiments.folder import RunFolder
+from altgrad_core.experiments.hardware import as_facts
 from altgrad_core.experiments.history import last_metrics
+from altgrad_core.experiments.nvml import NvmlReader, NvmlUnavailable
 from altgrad_core.experiments.runfile import run_table
+from altgrad_core.experiments.sampler import Sampler
 from altgrad_core.experiments.schema import RunConfig
 from altgrad_core.files import cache_folder
 from altgrad_core.plugins import Choice, installed
@@ -41,8 +45,16 @@ def train_run(folder: RunFolder, device_name: str, log: EventLog, stop_requested
     device = prepare_device(device_name)
     facts = environment(device)
     checkpoints = open_checkpoints(config, folder, log.warn)
+    reader, gpus_unread = _gpu_reader(device)
+    sampler = Sampler(reader)
     engine, summary = assemble(
-        config, device, checkpoints, emit=log.emit, say=log.log, stop_requested=stop_requested, sinks=log
+        config,
+        device,
+        checkpoints,
+        emit=sampler.after(log.emit),
+        say=log.log,
+        stop_requested=stop_requested,
+        sinks=log,
     )
     engine.recorder = FlightRecorder(folder.anomalies, functools.partial(last_metrics, folder.events))
     for number, sink in enumerate(config.sinks):
@@ -64,7 +76,9 @@ def train_run(folder: RunFolder, device_name: str, log: EventLog, stop_requested
             "pid": os.getpid(),
         }
     )
-    _tell(config, engine, summary, facts, log)
+    _tell(config, engine, summary, facts, reader, log)
+    if gpus_unread:
+        log.warn(f"The GPU is not watched: {gpus_unread}")
     if resumed is not None:
         # Also because a process killed between writing a checkpoint and saying so has left it untold.
         log.emit(
@@ -84,7 +98,10 @@ def train_run(folder: RunFolder, device_name: str, log: EventLog, stop_requested
             )
     if config.fork is not None and notes is not None:
         log.log(" ".join([f"Begins where {config.fork.run} stood after step {config.fork.step}.", *notes]))
-    outcome = engine.run()
+    try:
+        outcome = engine.run()
+    finally:
+        sampler.close()
     reason = {"done": "", "stopped": engine.alerts.stop_reason, "interrupted": "signal"}[outcome]
     log.emit({"event": "status", "status": outcome, "step": engine.step_number, "reason": reason})
     return outcome
@@ -96,6 +113,17 @@ def prepare_device(name: str) -> torch.device:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuBLAS needs a workspace of fixed size
     torch.use_deterministic_algorithms(True)
     return device
+
+
+def _gpu_reader(device: torch.device) -> tuple[NvmlReader | None, str]:
+    """Return what reads the run's GPU, None without one, and why a GPU cannot be read."""
+    if device.type != "cuda":
+        return None, ""
+    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    try:
+        return NvmlReader([uuid], node=platform.node()), ""
+    except NvmlUnavailable as error:
+        return None, str(error)
 
 
 def assemble(
@@ -167,7 +195,12 @@ def _begin_fork(config: RunConfig, engine: Engine) -> list[str]:
 
 
 def _tell(
-    config: RunConfig, engine: Engine, summary: ConversionSummary, environment: dict[str, Any], log: EventLog
+    config: RunConfig,
+    engine: Engine,
+    summary: ConversionSummary,
+    environment: dict[str, Any],
+    reader: NvmlReader | None,
+    log: EventLog,
 ) -> None:
     """Emit what a person wants to know before the first step."""
     model, data, train = engine.model, engine.data, config.train
@@ -208,7 +241,11 @@ def _tell(
             "left_alone": summary.skipped,
             "backend": "emulated" if summary.converted else "-",
         },
+        "distributed": {"world_size": 1, "nodes": 1},
+        "alerts": attrs.asdict(config.alerts),
     }
+    if reader is not None:
+        facts["gpus"] = {"gpus": [as_facts(gpu) for gpu in reader.gpus]}
     for what, content in facts.items():
         log.emit({"event": "init", "what": what, "facts": content})
     for pattern in summary.unused_overrides:

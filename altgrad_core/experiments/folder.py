@@ -83,14 +83,19 @@ class RunFolder:
 
     def holder(self) -> str | None:
         """Return who holds the run ("pid 123 on host"), None when nobody does."""
-        if not self.lock.exists():
-            return None
-        with self.lock.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return file.read().decode().strip() or "another process"
+        return holder_of(self.lock)
+
+
+def holder_of(lock: Path) -> str | None:
+    """Return who holds a lock of ``hold`` ("pid 123 on host"), None when nobody does."""
+    if not lock.exists():
         return None
+    with lock.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read().decode().strip() or "another process"
+    return None
 
 
 @contextmanager
@@ -119,6 +124,16 @@ def hold(lock: Path, what: str) -> Iterator[None]:
         yield
 
 
+def events_of(events: Path) -> Iterator[dict[str, Any]]:
+    """Yield the events of a file, oldest first; none when there is no file. A torn last line does not count."""
+    if not events.exists():
+        return
+    with events.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.endswith(b"\n"):
+                yield _event(line, events, number)
+
+
 def last_status(events: Path) -> dict[str, Any] | None:
     """Return the last ``status`` event of a file, None when there is none; a torn last line does not count."""
     last = None
@@ -126,13 +141,18 @@ def last_status(events: Path) -> dict[str, Any] | None:
         with events.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if b'"status"' in line and line.endswith(b"\n"):
-                    try:
-                        event = json.loads(line)
-                    except ValueError as error:
-                        raise AltgradError(
-                            f"{events}:{number} is not an event ({error}): the file is damaged. Mend or remove that line, "
-                            "or start the run over with --fresh."
-                        ) from None
+                    event = _event(line, events, number)
                     if event.get("event") == "status":
                         last = event
     return last
+
+
+def _event(line: bytes, events: Path, number: int) -> dict[str, Any]:
+    try:
+        event: dict[str, Any] = json.loads(line)
+    except ValueError as error:
+        raise AltgradError(
+            f"{events}:{number} is not an event ({error}): the file is damaged. Mend or remove that line, "
+            "or start the run over with --fresh."
+        ) from None
+    return event

@@ -8,15 +8,22 @@ Metric values are floats; JSON has no NaN or infinity, so these travel as the st
 | event | keys beside ``time`` (Unix seconds) and ``event`` |
 | --- | --- |
 | ``status`` | ``status``: running, done, failed, stopped, interrupted; ``step``; ``reason``; running: ``pid``, ``resumed`` |
-| ``init`` | ``what``: model, data, device, recipe, batch, environment; ``facts``: name -> value |
+| ``init`` | ``what``: model, data, batch, recipe, environment, distributed, gpus, alerts; ``facts``: name -> value |
 | ``metrics`` | ``step``; ``values``: metric name -> float |
-| ``evaluation`` | ``step``; ``state``: begin, end (the values come as ``metrics``) |
+| ``evaluation`` | ``step``; ``state``: begin, end (values come as ``metrics``); end: ``patience_used`` of ``patience`` |
+| ``task`` | ``task``: its name; ``state``: begin, progress, end; ``done`` of ``total`` ``unit`` |
+| ``gpus`` | ``samples``: the fields of ``...hardware.GpuSample``, one for each GPU; an unreadable one is missing |
+| ``host`` | the fields of ``...hardware.HostSample`` |
+| ``comm`` | ``op``: such as all_reduce; ``milliseconds``; ``bytes`` of payload; ``ranks`` that took part |
 | ``alert`` | ``step`` and the fields of ``altgrad_core.training.alerts.Alert`` |
 | ``checkpoint`` | ``step``; ``kind``: step, best, anomaly, interrupt, final, resumed; the fields of ``...checkpoint.Saved``; \
 ``seconds``: how long saving took in the background (``resumed``: loading); ``blocked_s``: how long training waited for it |
 | ``anomaly`` | ``step``; ``path`` of what the flight recorder left; ``first``: fields of ``...postmortem.Place``, at most two |
-| ``log`` | ``level``: info, warning, error; ``message`` |
+| ``log`` | ``level``: info, warning, error; ``message``; ``rank`` when one of several processes says it |
 | ``sinks`` | comes last; ``sinks``: name -> ``status`` (complete, disabled, abandoned), ``missed`` events, ``reason`` |
+
+Every event of ``altgrad simulate`` carries ``"simulated": true`` and its metrics are named ``simulated/train/loss`` and so
+on, so that they stay recognizable in sinks that keep nothing but names and values.
 """
 
 from __future__ import annotations
@@ -57,6 +64,17 @@ class MetricSink(Protocol):
 
         The events written since will come again, or others in their place. ``StateLost`` when that is impossible.
         """
+
+
+SIMULATED = "simulated"
+
+
+def marked_as_simulated(event: Event) -> Event:
+    """Return the event as a simulation must emit it."""
+    marked = {**event, SIMULATED: True}
+    if "values" in event:
+        marked["values"] = {f"{SIMULATED}/{name}": value for name, value in event["values"].items()}
+    return marked
 
 
 def to_json(value: float) -> float | str:

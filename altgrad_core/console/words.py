@@ -1,80 +1,14 @@
-"""What the screen knows of a run, reduced from its events, and the one place that puts it into words."""
+"""The one place that puts events and numbers into words, for the screen, plain lines and files alike."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from typing import Any
 
-import attrs
+from altgrad_core.training.events import Event
 
-from altgrad_core.training.events import Event, metrics_of
-
-_IGNORED_STEPS = 3  # the first steps warm caches up and would spoil the ETA
-
-
-@attrs.define
-class RunProgress:
-    """State of one run's training."""
-
-    name: str
-    step: int = 0
-    steps: int = 0
-    values: dict[str, float] = attrs.field(factory=dict)
-    activity: str = "starting"
-    _started: float = attrs.field(factory=time.monotonic)
-    _ended: float | None = None
-    _seen: int = 0
-    _first: tuple[int, float] | None = None
-    _last: tuple[int, float] | None = None
-
-    def take(self, event: Event) -> None:
-        """Reduce one event."""
-        match event["event"]:
-            case "init" if event["what"] == "batch":
-                self.steps = event["facts"]["steps"]
-            case "status":
-                self.activity = event["status"]
-                self._ended = None if self.activity == "running" else time.monotonic()
-                self.step = event.get("step", self.step)
-            case "evaluation":
-                self.activity = "evaluating" if event["state"] == "begin" else "running"
-            case "metrics":
-                self.values.update((n, v) for n, v in metrics_of(event).items() if "/" not in n or n[:5] in _SHOWN)
-                if "train/loss" in event["values"]:
-                    self.step = event["step"]
-                    self._seen += 1
-                    self._last = (self.step, event["time"])
-                    if self._seen <= _IGNORED_STEPS:
-                        self._first = self._last
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds that the screen has followed the run."""
-        return (self._ended or time.monotonic()) - self._started
-
-    @property
-    def eta_s(self) -> float | None:
-        """Seconds that the remaining steps will take at the pace so far; None before there is one."""
-        if self._first is None or self._last is None or self._last[0] <= self._first[0]:
-            return None
-        pace = (self._last[1] - self._first[1]) / (self._last[0] - self._first[0])
-        return pace * (self.steps - self.step)
-
-    def numbers(self, *, short: bool = False) -> str:
-        """Return loss, perplexity, learning rate and speed in fixed-width fields; ``short`` keeps loss and speed."""
-        if "train/loss" not in self.values:
-            return ""
-        parts = [f"loss {self.values['train/loss']:7.4f}"]
-        if not short:
-            parts.append(f"ppl {perplexity(self.values['train/perplexity']):>8}")
-            parts.append(f"lr {self.values['train/lr']:.2e}")
-        parts.append(f"{self.values['train/tokens_per_s']:>8,.0f} tok/s")
-        return "  ".join(parts)
-
-
-_SHOWN = ("train", "val/l", "val/p")
+_GPU_LINES = 16
 
 
 def clock(seconds: float | None) -> str:
@@ -88,6 +22,31 @@ def clock(seconds: float | None) -> str:
 def perplexity(value: float) -> str:
     """Return a perplexity in at most 8 characters."""
     return f"{value:.1f}" if value < 100_000 else f"{value:.1e}"
+
+
+def percent(fraction: float) -> str:
+    """Return a rate in percent, two digits behind the point; what is not zero is not shown as zero."""
+    if 0 < fraction < 0.0001:
+        return "<0.01 %"
+    return f"{100 * fraction:.2f} %"
+
+
+def signed_percent(value: float) -> str:
+    """Return a difference in percent."""
+    return f"{value:+.2f} %" if abs(value) < 1000 else f"{value:+.0e} %"
+
+
+def count(number: float) -> str:
+    """Return a large number in at most 6 characters: 812,544 becomes 812.5K."""
+    for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if abs(number) >= scale:
+            return f"{number / scale:.1f}{unit}"
+    return f"{number:.0f}"
+
+
+def gib(mib: float | None) -> str:
+    """Return MiB as GiB."""
+    return "N/A" if mib is None else f"{mib / 1024:.1f}"
 
 
 def size(number: int) -> str:
@@ -119,15 +78,21 @@ def init_lines(event: Event) -> list[str]:
             ]
         case "data":
             return [
-                f"data       {facts['name']} · {facts['documents']:,} documents · {facts['train_tokens']:,} training and "
+                f"dataset    {facts['name']} · {facts['documents']:,} documents · {facts['train_tokens']:,} training and "
                 f"{facts['val_tokens']:,} validation tokens",
                 f"tokenizer  {facts['tokenizer']} · vocabulary {facts['vocab_size']:,}",
             ]
         case "batch":
+            ranks = f" x {facts['world_size']} ranks" if facts.get("world_size", 1) > 1 else ""
             return [
-                f"batch      {facts['batch_size']} sequences x {facts['accumulate']} x {facts['block_size']} tokens = "
-                f"{facts['tokens_per_step']:,} tokens a step · {facts['steps']:,} steps · {facts['epochs']:.2f} epochs"
+                f"batch      {facts['batch_size']} sequences x {facts['accumulate']} accumulated{ranks} x "
+                f"{facts['block_size']:,} tokens = {facts['tokens_per_step']:,} tokens a step",
+                f"           {facts['steps']:,} steps · {facts['epochs']:.2f} epochs",
             ]
+        case "distributed":
+            return [_distributed(facts)]
+        case "gpus":
+            return _gpus(facts["gpus"])
         case "recipe":
             skipped = facts["left_alone"]
             text = f"{len(facts['converted'])} of {facts['linear_layers']} linear layers cast their operands"
@@ -141,11 +106,31 @@ def init_lines(event: Event) -> list[str]:
     return []
 
 
+def _distributed(facts: dict[str, Any]) -> str:
+    if facts["world_size"] == 1:
+        return "ranks      one process, nothing is exchanged"
+    text = f"ranks      {facts['world_size']} on {facts['nodes']} nodes · {facts['backend']} {facts['backend_version']}"
+    return f"{text} · all-reduce test {facts['all_reduce_ms']:.2f} ms for {size(facts['all_reduce_bytes'])}"
+
+
+def _gpus(gpus: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    digits = len(str(max(gpu["rank"] for gpu in gpus[:_GPU_LINES])))
+    for gpu in gpus[:_GPU_LINES]:
+        total, limit = gpu.get("total_mib"), gpu.get("power_limit_w")
+        facts = [gpu["name"], f"{gib(total)} GiB", "N/A W" if limit is None else f"{limit:.0f} W"]
+        lines.append(f"[rank {gpu['rank']:{digits}}] GPU on {gpu['node']}: {' · '.join(facts)} · {gpu['uuid']}")
+    if len(gpus) > _GPU_LINES:
+        lines.append(f"... and {len(gpus) - _GPU_LINES} more GPUs")
+    return lines
+
+
 def event_line(event: Event) -> tuple[str, str] | None:
     """Return (level, text) for an event that deserves a line of its own, None for the others."""
     match event["event"]:
         case "log":
-            return event["level"], event["message"]
+            rank = f"[rank {event['rank']}] " if "rank" in event else ""
+            return event["level"], f"{rank}{event['message']}"
         case "alert":
             level = "error" if event["action"] == "stop" else "warning"
             return level, f"step {event['step']}: {event['message']}"
@@ -153,13 +138,15 @@ def event_line(event: Event) -> tuple[str, str] | None:
             what = f"checkpoint {event['path']} ({event['kind']})"
             cost = f"{size(event['bytes'])} in {event['seconds']:.2f} s, training waited {event['blocked_s']:.2f} s"
             return "info", f"step {event['step']}: {what}, {cost}, state {event['state_hash'][:12]}"
-        case "metrics" if "val/loss" in event["values"]:
-            values = metrics_of(event)
-            shown = f"loss {values['val/loss']:.4f}  perplexity {perplexity(values['val/perplexity'])}"
-            return "info", f"step {event['step']}: validation {shown}"
+        case "anomaly":
+            first = "; ".join(f"first {place['kind']}: {place['phase']}, {place['where']}" for place in event["first"])
+            return "warning", f"step {event['step']}: recorded in {event['path']}" + (f"; {first}" if first else "")
         case "sinks":
             texts = sink_lines(event["sinks"])
             return ("warning", " ".join(texts)) if texts else None
+        case "comm":
+            text = f"{event['op']} of {size(event['bytes'])} over {event['ranks']} ranks took {event['milliseconds']:.2f} ms"
+            return "info", f"step {event['step']}: {text}"
         case "status" if event["status"] == "running":
             start = f"resumed at step {event['step']}" if event["resumed"] else "started"
             return "info", f"{start}, process {event['pid']}"

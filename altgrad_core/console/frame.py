@@ -1,0 +1,242 @@
+"""The live frame: everything a screen shows below its log lines, in exactly the room there is.
+
+Every part proposes rows with a priority; when they do not fit, the least important ones are left out, and the GPU grid
+takes the rows that remain. Fields have fixed widths, so that nothing jumps from frame to frame.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import attrs
+from rich.style import Style
+
+from altgrad_core.console.canvas import BAD, DIM, GOOD, PLAIN, STRONG, WARN, Line, bar, rule, sparkline
+from altgrad_core.console.grid import draw_grid, least_rows
+from altgrad_core.console.runs_table import runs_table
+from altgrad_core.console.state import RunState, ScreenState, Task
+from altgrad_core.console.words import clock, count, percent, perplexity, signed_percent, size
+
+_LABEL = 7
+_WIDE = 100
+
+# metric -> (what it is called, in short, its alert threshold)
+HEALTH = {
+    "overflow_rate": ("overflow", "over", "overflow"),
+    "underflow_rate": ("underflow", "under", "underflow"),
+    "bit_stall_rate": ("bit stall", "stall", "bit_stall"),
+    "grad_cos_sim": ("cosine", "cos", "grad_cos_sim"),
+}
+
+
+@attrs.frozen
+class Row:
+    """A line and how much it matters: 0 is always there, larger numbers go first."""
+
+    line: Line
+    priority: int
+
+
+def frame(state: ScreenState, width: int, height: int, now: float) -> list[Line]:
+    """Return at most ``height`` lines of at most ``width`` cells. ``now`` is Unix time."""
+    rows = [Row(rule(state.title, "SIMULATED" if state.simulated else "", width), 0)]
+    current = state.current()
+    shown = current[0] if current else None
+    if len(state.runs) > 1:
+        room = max(3, height - 1 - (6 if shown else 0))
+        rows += [Row(line, 1) for line in runs_table(state, width, room, now)]
+    grid: list[Line] = []
+    if shown is not None:
+        rows += run_rows(state, shown, width, now, alone=len(state.runs) == 1)
+        if shown.gpus:
+            nodes = len({gpu.node for gpu in shown.gpus.values()})
+            rows = fitting(rows, max(3, height - least_rows(nodes)))
+            room = height - len(rows)
+            grid = draw_grid(shown, width, room) if room > 0 else []
+    return [row.line.within(width) for row in fitting(rows, height)] + grid
+
+
+def fitting(rows: Sequence[Row], height: int) -> list[Row]:
+    """Return the most important rows that fit, in their order; of equal ones the upper."""
+    kept = sorted(range(len(rows)), key=lambda index: (rows[index].priority, index))[: max(0, height)]
+    return [rows[index] for index in sorted(kept)]
+
+
+def run_rows(state: ScreenState, run: RunState, width: int, now: float, *, alone: bool) -> list[Row]:
+    """Return the rows about one run."""
+    rows = [Row(_step(run, width, now, alone=alone), 1), Row(_numbers(run, width), 1)]
+    if (epoch := _epoch(run, width)) is not None:
+        rows.insert(1, Row(epoch, 5))
+    rows += [Row(_task(task, width, now), 2) for task in run.tasks.values()]
+    if len(run.losses) > 1:
+        rows.append(Row(_curve(run, width), 6))
+    if (baseline := _baseline(state, run)) is not None:
+        rows.append(Row(baseline, 3))
+    if (health := health_line(run, width)) is not None:
+        rows.append(Row(health, 3))
+    if run.validation is not None:
+        rows.append(Row(_labelled("valid").add(validation_text(run, width - _LABEL)), 4))
+    if run.checkpoint is not None:
+        event = run.checkpoint
+        text = f"{event['path']} ({event['kind']}), {size(event['bytes'])} in {event['seconds']:.2f} s"
+        rows.append(Row(_labelled("saved").add(text, DIM), 8))
+    if run.communication is not None:
+        event = run.communication
+        text = f"{event['op']} of {size(event['bytes'])} over {event['ranks']} ranks: {event['milliseconds']:.2f} ms"
+        rows.append(Row(_labelled("comm").add(text, DIM), 9))
+    if run.alert is not None:
+        text = f"! {run.alerts}, last at step {run.alert['step']}: {run.alert['message']}"
+        rows.append(Row(_labelled("alerts").add(text, BAD if run.alert["action"] == "stop" else WARN), 4))
+    if run.host is not None and not run.gpus:
+        rows.append(Row(_host(run, width), 5))
+    return rows
+
+
+def validation_text(run: RunState, width: int, *, step: bool = True) -> str:
+    """Return the last evaluation in words, as many of them as fit; the run must have one."""
+    valid = run.validation
+    assert valid is not None
+    best = "best so far" if valid.best_step == valid.step else f"best {valid.best_loss:.4f} at {valid.best_step}"
+    parts = [f"loss {valid.loss:.4f}", f"ppl {perplexity(valid.perplexity)}"]
+    parts += [f"step {valid.step}", best] if step else [best]
+    if valid.above_training is not None:
+        parts.append(f"{valid.above_training:+.4f} to training")
+    if valid.patience is not None:
+        parts.append(f"patience {valid.patience_used}/{valid.patience}")
+    text = parts[0]
+    for part in parts[1:]:
+        if len(text) + 2 + len(part) <= width:
+            text += f"  {part}"
+    return text
+
+
+def health_line(run: RunState, width: int) -> Line | None:
+    """Return how the format does, each value marked when it is past the run's alert threshold; None unmeasured."""
+    line = _labelled("health")
+    for metric, (name, short, threshold) in HEALTH.items():
+        if metric in run.values:
+            mark, style = judged(run, metric, threshold)
+            line.add(f"{name if width >= 76 else short} ")
+            line.add(f"{health_value(metric, run.values[metric], short=width < 76)}{mark}", style).add("  ")
+    return line if len(line.parts) > 1 else None
+
+
+def health_value(metric: str, value: float, *, short: bool = False) -> str:
+    """Return a value of the health line."""
+    if metric == "grad_cos_sim":
+        return f"{value:.2f}" if short else f"{value:.4f}"
+    return percent(value).replace(" ", "") if short else percent(value)
+
+
+def judged(run: RunState, metric: str, threshold: str) -> tuple[str, Style]:
+    """Return the mark and colour of a health value: red past the alert's threshold, yellow past half of the way to it."""
+    limit, value = run.threshold(threshold), run.values[metric]
+    if limit is None:
+        return "", PLAIN
+    if metric == "grad_cos_sim":  # 1 is best
+        limit, value = 1 - limit, 1 - value
+    if value > limit:
+        return " !", BAD
+    return (" ~", WARN) if value > limit / 2 else ("", GOOD)
+
+
+def _labelled(label: str) -> Line:
+    return Line().field(label, _LABEL, DIM)
+
+
+def _step(run: RunState, width: int, now: float, *, alone: bool) -> Line:
+    line = Line().field("step" if alone else run.name, _LABEL if alone else max(_LABEL, min(20, width // 4)), STRONG)
+    fraction = run.step / run.steps if run.steps else 0
+    status = "" if run.status == "running" else f"  {run.status}"
+    tail = f" {100 * fraction:3.0f} %  {run.step:>{len(f'{run.steps:,}')},}/{run.steps:,}"
+    tail += f"  {clock(run.elapsed_s(now))}" if width >= 50 else ""
+    tail += f"  eta {clock(run.eta_s)}"
+    _bar(line, fraction, width - len(tail) - max(len(status), 13 if width > 70 else 0))
+    style = {"failed": BAD, "lost": BAD, "stopped": WARN, "interrupted": WARN, "silent": WARN}.get(run.status, GOOD)
+    return line.add(tail).add(status, style)
+
+
+def _epoch(run: RunState, width: int) -> Line | None:
+    if not run.epochs or not run.steps:
+        return None
+    now = run.epochs * run.step / run.steps
+    number = min(int(now), math.ceil(run.epochs) - 1)
+    line, tail = _labelled("epoch"), f" {100 * (now - number):3.0f} %  {number + 1} of {run.epochs:.3g}"
+    _bar(line, now - number, width - (len(tail) if width <= 70 else 50))
+    return line.add(tail)
+
+
+def _bar(line: Line, fraction: float, end: int) -> None:
+    """Append a bar that ends at the column ``end``, if it would be long enough to say something."""
+    if end - line.width >= 4:
+        line.extend(bar(fraction, min(end - line.width, 60)))
+
+
+def _numbers(run: RunState, width: int) -> Line:
+    values = run.values
+    line = _labelled("loss")
+    if "train/loss" not in values:
+        return line.add("-")
+    line.add(f"{values['train/loss']:<8.4f}", STRONG)
+    if width >= 50:
+        line.add(f" ppl {perplexity(values['train/perplexity']):<8}")
+    if width >= 64:
+        line.add(f" lr {values['train/lr']:.2e} ")
+    line.add(f" {values['train/tokens_per_s']:>9,.0f} tok/s")
+    if width >= 80 and "train/grad_norm" in values:
+        line.add(f"  grad norm {values['train/grad_norm']:.3g}")
+    return line
+
+
+def _task(task: Task, width: int, now: float) -> Line:
+    line = Line().field(f" {task.name}", max(_LABEL, min(24, width // 3)))
+    seconds = f"  {max(0.0, now - task.since):.0f} s"
+    if not task.total:
+        return line.add(f" {count(task.done)} {task.unit}" if task.done else " ...").add(seconds, DIM)
+    fraction = task.done / task.total
+    if task.unit == "bytes":
+        done = f"{size(round(task.done))} of {size(round(task.total))}"
+    else:
+        done = f"{task.done:,.0f}/{task.total:,.0f} {task.unit}".rstrip()
+    tail = f" {100 * fraction:3.0f} %  {done}"
+    bars = width - line.width - len(tail) - len(seconds)
+    if bars >= 4:
+        line.extend(bar(fraction, min(bars, 30)))
+    return line.add(tail).add(seconds, DIM)
+
+
+def _curve(run: RunState, width: int) -> Line:
+    points = run.losses.curve(max(8, min(width - _LABEL - 22, 100)))
+    finite = [point for point in points if math.isfinite(point)]
+    line = _labelled("curve").add(sparkline(points))
+    if finite and width >= 50:
+        line.add(f"  {min(finite):.3f} to {max(finite):.3f}", DIM)
+    return line
+
+
+def _baseline(state: ScreenState, run: RunState) -> Line | None:
+    base = state.baseline
+    if base is None or base is run:
+        return None
+    line = _labelled("base")
+    found = state.against_baseline(run)
+    if found is None:
+        return line.add(f"{base.name} has no loss at step {run.step}", DIM)
+    loss, difference = found
+    return line.add(f"{base.name} {loss:.4f} at step {run.step}  ").add(
+        f"{signed_percent(difference)} against it", STRONG
+    )
+
+
+def _host(run: RunState, width: int) -> Line:
+    host = run.host
+    assert host is not None
+    line = _labelled("cpu")
+    if width >= _WIDE:
+        line.extend(bar(host.cpu_percent / 100, 12)).add(" ")
+    gib = 2**30
+    line.add(
+        f"{host.cpu_percent:3.0f} % of {host.cores} cores  memory {host.used_bytes / gib:.1f}/{host.total_bytes / gib:.1f} GiB"
+    )
+    return line.add(f"  training {host.process_bytes / gib:.1f} GiB")

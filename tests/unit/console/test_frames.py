@@ -1,0 +1,106 @@
+"""The live frame, compared with what was looked at: ``golden/*.txt``. ``ALTGRAD_UPDATE_GOLDEN=1`` writes them anew."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import scenes
+from rich.cells import cell_len
+from rich.color import ColorSystem
+
+from altgrad_core.console.canvas import Look
+from altgrad_core.console.frame import frame
+from altgrad_core.console.state import RunState, ScreenState
+
+GOLDEN = Path(__file__).parent / "golden"
+SIZES = [(80, 24), (100, 30), (160, 50), (40, 15)]
+SCENES = {
+    "training": scenes.training,
+    "matrix": scenes.matrix,
+    "gpus-1": lambda: scenes.training(1),
+    "gpus-8": lambda: scenes.training(8),
+    "gpus-64": lambda: scenes.training(64),
+    "gpus-256": lambda: scenes.training(256),
+}
+LOOKS = {
+    "plain": Look(),
+    "colour": Look(color=ColorSystem.STANDARD),
+    "ascii": Look(unicode=False),
+}
+
+
+def drawn(screen: ScreenState, width: int, height: int, look: Look) -> str:
+    """What a terminal of that size gets: a column stays free, and rows for log lines."""
+    lines = frame(screen, width - 1, height - max(3, height // 5), scenes.now(screen))
+    assert len(lines) <= height - max(3, height // 5)
+    for line in lines:
+        assert line.width == cell_len(line.plain) <= width - 1, line.plain
+    return "".join(line.drawn(look) + "\n" for line in lines)
+
+
+def compare(name: str, text: str) -> None:
+    file = GOLDEN / f"{name}.txt"
+    if os.environ.get("ALTGRAD_UPDATE_GOLDEN"):
+        file.write_text(text, encoding="utf-8")
+    assert text == file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
+@pytest.mark.parametrize("scene", SCENES)
+def test_frames(scene: str, size: tuple[int, int]) -> None:
+    compare(f"{scene}-{size[0]}x{size[1]}", drawn(SCENES[scene](), *size, LOOKS["plain"]))
+
+
+@pytest.mark.parametrize("look", ["colour", "ascii"])
+@pytest.mark.parametrize("scene", SCENES)
+def test_looks(scene: str, look: str) -> None:
+    text = drawn(SCENES[scene](), 80, 24, LOOKS[look])
+    compare(f"{scene}-80x24-{look}", text)
+    assert ("\x1b[" in text) == (look == "colour")
+    assert text.isascii() == (look == "ascii")
+
+
+def test_without_colour_nothing_moves_and_nothing_is_lost() -> None:
+    """Every finding has a mark beside its colour, and ASCII takes the same cells."""
+    for scene in SCENES.values():
+        plain, ascii_only = (drawn(scene(), 80, 24, LOOKS[look]).splitlines() for look in ("plain", "ascii"))
+        assert [cell_len(line) for line in plain] == [len(line) for line in ascii_only]
+    text = drawn(scenes.training(64), 160, 50, LOOKS["plain"])
+    for finding in ("T 1 throttled", "H 1 hot", "S 1 straggler", " 3S", " 6T", " 41H", "88.00 % !"):
+        assert finding in text
+
+
+def test_of_many_runs_those_that_need_eyes_are_shown() -> None:
+    text = drawn(scenes.matrix(waiting=40), 80, 24, LOOKS["plain"])
+    assert "mxfp4" in text
+    assert "e5m2-delayed" in text
+    assert "total" in text
+    assert "waiting" in text.split("more: ")[1].splitlines()[0]
+
+
+@pytest.mark.parametrize("height", range(1, 12))
+def test_very_low_terminals(height: int) -> None:
+    for scene in SCENES.values():
+        screen = scene()
+        for width in (1, 5, 20, 79):
+            lines = frame(screen, width, height, scenes.now(screen))
+            assert 1 <= len(lines) <= height
+            assert all(line.width <= width for line in lines)
+
+
+def test_before_anything_is_heard() -> None:
+    screen = ScreenState(title="x")
+    assert len(frame(screen, 79, 20, 0.0)) == 1
+    screen.runs["a"] = RunState("a", steps=10)
+    assert len(frame(screen, 79, 20, 0.0)) == 1
+
+
+def test_texts_of_others_cannot_move_the_cursor() -> None:
+    screen = scenes.training()
+    screen.title = "a\x1b[2Jb\r\nc\x9b2J"
+    text = drawn(screen, 80, 24, LOOKS["plain"])
+    assert not any((ord(c) < 32 and c != "\n") or 127 <= ord(c) < 160 for c in text)
+    screen.title = "数" * 100
+    assert cell_len(drawn(screen, 80, 24, LOOKS["plain"]).splitlines()[0]) == 79
