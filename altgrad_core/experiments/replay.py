@@ -25,6 +25,8 @@ from altgrad_core.training.events import Event, metrics_of
 from altgrad_core.training.postmortem import Findings
 from altgrad_core.training.recorder import Before, look_again
 
+_PROOF = ("train/loss", "train/grad_norm")
+
 
 @attrs.frozen(kw_only=True)
 class Step:
@@ -51,7 +53,7 @@ class Replay:
     retrained: int
     """Steps between that checkpoint and the step, which were trained again."""
     recorded: dict[str, float]
-    """Loss and gradient norm of the step as the run logged them; empty when it did not."""
+    """What the run logged at the step, by metric name; empty when it logged nothing."""
     executions: tuple[Step, ...]
     """As the run did it, and then as changed."""
 
@@ -59,7 +61,7 @@ class Replay:
     def exact(self) -> bool | None:
         """Whether loss and gradient norm are what the run logged, bit for bit; None when it logged nothing."""
         mine = self.executions[0].metrics
-        pairs = [(value, mine[name]) for name, value in self.recorded.items()]
+        pairs = [(self.recorded[name], mine[name]) for name in _PROOF if name in self.recorded]
         return all(repr(a) == repr(b) for a, b in pairs) if pairs else None  # by text, so that a NaN equals itself
 
     def as_dict(self) -> dict[str, Any]:
@@ -110,12 +112,11 @@ def replay(moment: Moment, overrides: Sequence[str], *, device: str, say: Callab
         second, events = _engine(changed, place, checkpoints, say)
         adopt(second, state, engine.config)
         executions.append(_execute(second, events, changed.recipe.name, changed=True))
-    logged = metrics_at(moment.folder.events, step)
     return Replay(
         step=step,
         checkpoint=name,
         retrained=step - 1 - began,
-        recorded={name: logged[name] for name in ("train/loss", "train/grad_norm") if name in logged},
+        recorded=metrics_at(moment.folder.events, step),
         executions=tuple(executions),
     )
 

@@ -110,8 +110,8 @@ def test_the_readme_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_every_command_in_the_readme_exists() -> None:
     from altgrad_core.cli.main import app
 
-    said = set(re.findall(r"^\| `altgrad ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
-    registered = {command.callback.__name__ for command in app.registered_commands}
+    said = set(re.findall(r"^\| `altgrad ([a-z-]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+    registered = {command.name or command.callback.__name__ for command in app.registered_commands}
     registered |= {group.name for group in app.registered_groups}
     assert said == registered
     for command in sorted(registered):
