@@ -143,7 +143,10 @@ class EventLog:
                 stalled = what != "close" and now - max(since, started) > patience.stalled_s
                 if stalled or now - started > limit_s:
                     runner.abandon()
-            if not said and now - started > _SAY_AFTER_S:
+            slow = [runner.name for runner in at_work if runner.at_work]
+            if slow and not said and now - started > _SAY_AFTER_S:
                 said = True
                 with contextlib.suppress(RunFailed):
-                    self.log(f"Waiting for the sinks: {', '.join(runner.name for runner in at_work)}.")
+                    self.log(f"Waiting for the sinks: {', '.join(slow)}.")
+        for runner in self._runners.values():
+            runner.abandon()  # one whose thread is gone without a word

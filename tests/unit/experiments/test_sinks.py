@@ -18,7 +18,7 @@ from altgrad_core.errors import AltgradError
 from altgrad_core.experiments.eventlog import EventLog
 from altgrad_core.experiments.sinkrunner import THREAD_PREFIX, Patience
 
-QUICK = Patience(attempts=4, first_pause_s=0.005, blocked_s=0.1, stalled_s=0.2, drained_s=20.0, hurried_s=0.1)
+QUICK = Patience(attempts=4, first_pause_s=0.005, blocked_s=0.1, stalled_s=1.0, drained_s=20.0, hurried_s=0.1)
 
 
 class Recorder:
@@ -284,11 +284,11 @@ def test_a_sink_that_blocks_for_ever_is_left_behind(tmp_path: Path, where: str) 
         sink.__init__(where)
         return sink
 
-    log = start(tmp_path, attrs.evolve(QUICK, drained_s=0.5), bad=build, good=good)
+    log = start(tmp_path, attrs.evolve(QUICK, drained_s=1.0), bad=build, good=good)
     emit_steps(log, range(10))
     started = time.monotonic()
     log.close()
-    assert 0.1 < time.monotonic() - started < 5
+    assert 0.1 < time.monotonic() - started < 10
     assert good.steps == list(range(10))
     assert good.closed == 1
     outcome = outcomes(tmp_path)
@@ -316,14 +316,14 @@ def test_a_run_that_was_asked_to_end_does_not_wait_long(tmp_path: Path) -> None:
 def test_a_slow_sink_that_gets_on_is_waited_for_and_that_is_said(tmp_path: Path) -> None:
     class Slow(Recorder):
         def write(self, event: dict[str, Any]) -> None:
-            time.sleep(0.03)
+            time.sleep(0.04)
             super().write(event)
 
     sink = Slow()
     log = start(tmp_path, s=sink)
     emit_steps(log, range(50))
     log.close()
-    assert sink.steps == list(range(50)), "1.5 s in all, where a single call may take 0.2"
+    assert sink.steps == list(range(50)), "2 s in all, where a single call may take 1"
     assert [e["message"] for e in read(tmp_path / "events.jsonl") if e["event"] == "log"] == [
         "Waiting for the sinks: s."
     ]
@@ -333,6 +333,7 @@ def test_a_blocked_sink_is_warned_of_once_and_catches_up(tmp_path: Path) -> None
     sink = Blocked("write")
     log = start(tmp_path, s=sink)
     emit_steps(log, range(1))
+    eventually(lambda: (log._runners["s"].doing or ("", 0))[0] == "write")
     time.sleep(0.15)
     emit_steps(log, range(1, 20))
     (warning,) = warnings(tmp_path)
