@@ -72,10 +72,8 @@ def train_run(folder: RunFolder, device_name: str, log: EventLog, stop_requested
                 f"The run began in another environment ({'; '.join(changes)}), so from here on it is not bit for bit "
                 "what it would have been there."
             )
-    try:
+    with sampler:
         outcome = engine.run()
-    finally:
-        sampler.close()
     reason = {"done": "", "stopped": "non-finite loss or gradients", "interrupted": "signal"}[outcome]
     log.emit({"event": "status", "status": outcome, "step": engine.step_number, "reason": reason})
     return outcome
@@ -85,7 +83,7 @@ def _gpu_reader(device: torch.device) -> tuple[NvmlReader | None, str]:
     """Return what reads the run's GPU, None without one, and why a GPU cannot be read."""
     if device.type != "cuda":
         return None, ""
-    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    uuid = f"GPU-{str(torch.cuda.get_device_properties(device).uuid).removeprefix('GPU-')}"
     try:
         return NvmlReader([uuid], node=platform.node()), ""
     except NvmlUnavailable as error:
