@@ -178,6 +178,7 @@ class RunState:
 
     def _start(self, time: float) -> None:
         self.status, self.reason, self._began = "starting", "", time
+        self.tasks.clear()
         self.logged, self._first, self._last = 0, None, None
 
     def _status(self, event: Event) -> None:
