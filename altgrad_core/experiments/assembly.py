@@ -41,11 +41,9 @@ def train_run(folder: RunFolder, device_name: str, log: EventLog, stop_requested
 
     data = _build("dataset", config.data, Workspace(cache=cache_folder(), say=log.log))
     rng.seed_all(config.seed)
-    log.emit({"event": "task", "task": "building the model", "state": "begin"})
     model = _build("model", config.model, data.vocab_size)
     model, summary = convert(model, config.recipe)
     model.to(device)
-    log.emit({"event": "task", "task": "building the model", "state": "end"})
     reader, gpus_unread = _gpu_reader(device)
     sampler = Sampler(reader)
     engine = _engine(config, folder, model, data, log, sampler.after(log.emit), device, stop_requested)
