@@ -26,14 +26,14 @@ from altgrad_core.training.events import Event
 _PLAIN_EVERY_S = 30.0
 _FRAME_S = 0.25
 _COST = 0.005  # of the time, at most, is spent on drawing: large frames come less often
-_UNBOUND = 10_000
-_SAMPLES = 3
+_UNBOUND = 10_000  # cells of a line in a file
+_SAMPLES = 3  # in a row, before a straggler or a recovery is told
 
 
 class PlainScreen:
     """One line an event, and one line of progress every tenth of a run or 30 seconds; no control codes.
 
-    ``clock`` gives the Unix time that the events live in, for elapsed times: that of the events in a replay.
+    ``now`` gives the Unix time that the events live in, for elapsed times: that of the events in a replay.
     """
 
     def __init__(self, console: Console, *, title: str = "", now: Callable[[], float] = time.time) -> None:
@@ -199,6 +199,11 @@ class LiveScreen(PlainScreen):
         self.area = LiveArea(console.file, self.look)  # type: ignore[arg-type]
         self._above: list[Line] = []
         self._next = 0.0
+
+    def say(self, message: str) -> None:
+        """Print a line at once: what it speaks of may take a while."""
+        super().say(message)
+        self.draw()
 
     def idle(self) -> None:
         """Draw, at most four times a second, and so seldom that it takes less than half a percent of the time."""

@@ -119,7 +119,8 @@ class RunState:
 
     def threshold(self, name: str) -> float | None:
         """Return the alert threshold of that name, None when there is none."""
-        value = self.facts.get("alerts", {}).get(name)
+        rule = self.facts.get("alerts", {}).get(name)
+        value = rule.get("threshold") if isinstance(rule, dict) else rule
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
     def elapsed_s(self, now: float) -> float:
@@ -177,6 +178,7 @@ class RunState:
 
     def _start(self, time: float) -> None:
         self.status, self.reason, self._began = "starting", "", time
+        self.tasks.clear()
         self.logged, self._first, self._last = 0, None, None
 
     def _status(self, event: Event) -> None:

@@ -98,10 +98,8 @@ def train_run(folder: RunFolder, device_name: str, log: EventLog, stop_requested
             )
     if config.fork is not None and notes is not None:
         log.log(" ".join([f"Begins where {config.fork.run} stood after step {config.fork.step}.", *notes]))
-    try:
+    with sampler:
         outcome = engine.run()
-    finally:
-        sampler.close()
     reason = {"done": "", "stopped": engine.alerts.stop_reason, "interrupted": "signal"}[outcome]
     log.emit({"event": "status", "status": outcome, "step": engine.step_number, "reason": reason})
     return outcome
@@ -119,7 +117,7 @@ def _gpu_reader(device: torch.device) -> tuple[NvmlReader | None, str]:
     """Return what reads the run's GPU, None without one, and why a GPU cannot be read."""
     if device.type != "cuda":
         return None, ""
-    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    uuid = f"GPU-{str(torch.cuda.get_device_properties(device).uuid).removeprefix('GPU-')}"
     try:
         return NvmlReader([uuid], node=platform.node()), ""
     except NvmlUnavailable as error:

@@ -20,7 +20,7 @@ PERIOD_S = 2.0
 
 
 class Sampler:
-    """Reads ``gpus`` (None on a machine without) and the host every ``period_s`` seconds until it is closed."""
+    """Reads ``gpus`` (None on a machine without) and the host every ``period_s`` seconds inside ``with``."""
 
     def __init__(self, gpus: NvmlReader | None, *, period_s: float = PERIOD_S) -> None:
         self._gpus, self._period_s = gpus, period_s
@@ -28,7 +28,17 @@ class Sampler:
         self._waiting: list[Event] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="altgrad-sampler", daemon=True)
+
+    def __enter__(self) -> Sampler:
         self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Stop the thread; what waits is dropped."""
+        self._stop.set()
+        self._thread.join()
+        if self._gpus is not None:
+            self._gpus.close()
 
     def after(self, emit: Callable[[Event], None]) -> Callable[[Event], None]:
         """Return ``emit`` that also emits what was sampled since."""
@@ -40,13 +50,6 @@ class Sampler:
                 emit(sample)
 
         return emit_all
-
-    def close(self) -> None:
-        """Stop the thread; what waits is dropped."""
-        self._stop.set()
-        self._thread.join(timeout=self._period_s)
-        if self._gpus is not None:
-            self._gpus.close()
 
     def _run(self) -> None:
         psutil.cpu_percent()  # the first call of a thread begins the interval that its next one measures

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,13 +45,14 @@ class SimulatedRun:
         A ``KeyboardInterrupt`` ends the run as interrupted and goes on to the caller.
         """
         with hold(self.folder.lock, f"The run {self.folder.path}"):
-            log = EventLog(self.folder.events)
+            log = _MarkedLog(self.folder.events)
             try:
                 self._play(log, factor, show, idle)
             finally:
                 log.close()
+                log.show(show)
 
-    def _play(self, log: EventLog, factor: float, show: Callable[[Event], None], idle: Callable[[], None]) -> None:
+    def _play(self, log: _MarkedLog, factor: float, show: Callable[[Event], None], idle: Callable[[], None]) -> None:
         for name, build in self._sinks.items():
             log.add_sink(name, functools.partial(build, self.folder.path))
         log.start_sinks(self.folder.path / "sinks.json")
@@ -59,18 +61,28 @@ class SimulatedRun:
         try:
             for _, event in paced(story, factor, idle):
                 log.emit(event)
-                show(event)
+                log.show(show)
         except KeyboardInterrupt:
-            end = {
-                "time": event["time"],
-                "event": "status",
-                "status": "interrupted",
-                "reason": "signal",
-                SIMULATED: True,
-            }
-            log.emit(end)
-            show(end)
+            log.emit({"time": event["time"], "event": "status", "status": "interrupted", "reason": "signal"})
             raise
+
+
+class _MarkedLog(EventLog):
+    """Marks what the log says itself, such as that a sink failed, and keeps all for the screen."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._unseen: deque[Event] = deque()
+
+    def emit(self, event: Event) -> None:
+        event = {**event, SIMULATED: True}
+        super().emit(event)
+        self._unseen.append(event)
+
+    def show(self, show: Callable[[Event], None]) -> None:
+        """Show what came since the last call."""
+        while self._unseen:
+            show(self._unseen.popleft())
 
 
 def _sinks(kinds: Sequence[str]) -> dict[str, Callable[[Path], MetricSink]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from altgrad_core.analysis.runs import load_experiment_runs, load_run
 from altgrad_core.cli.simulate import simulate
 from altgrad_core.errors import AltgradError
 from altgrad_core.experiments.eventlog import EventLog
-from altgrad_core.experiments.folder import RunFolder, events_of
+from altgrad_core.experiments.folder import RunFolder, events_of, last_status
 from altgrad_core.simulation import stream
 
 app = typer.Typer()
@@ -45,13 +44,22 @@ def test_every_line_says_simulated(tmp_path: Path) -> None:
 def test_no_event_is_lost_in_the_file_or_in_any_sink(tmp_path: Path) -> None:
     played(tmp_path, "--sink", "all", "--seed", "5")
     (folder,) = (tmp_path / "simulated").iterdir()
-    written = list(events_of(folder / "events.jsonl"))
+    written = [event for event in events_of(folder / "events.jsonl") if event["event"] != "sinks"]
+    assert all(event["simulated"] is True for event in events_of(folder / "events.jsonl"))
     expected = list(stream.simulate(stream.Simulation(gpus=16, nodes=2, steps=20, seed=5), written[0]["time"]))
     assert [{**event, "time": 0} for event in written] == [{**event, "time": 0} for event in expected]
     assert [event["time"] for event in written] == pytest.approx([event["time"] for event in expected], abs=0.002)
     rows = (folder / "metrics.csv").read_text().splitlines()[1:]
     assert len(rows) == sum(len(event["values"]) for event in written if event["event"] == "metrics")
     assert all(row.split(",")[1].startswith("simulated/") for row in rows)
+
+
+def test_what_becomes_of_a_sink_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sink that cannot be built: the log says so, and the screen, marked like everything else."""
+    monkeypatch.setattr("altgrad_csv.sink.CsvSink.__init__", lambda self, path: 1 / 0)
+    text = played(tmp_path, "--sink", "csv")
+    (line,) = [line for line in text.splitlines() if "'csv'" in line]
+    assert "SIMULATED  WARNING" in line
 
 
 def test_each_one_has_a_folder_of_its_own(tmp_path: Path) -> None:
@@ -150,7 +158,8 @@ print(small, large, file=sys.stderr)
         steps = sum("simulated/train/loss" in line for line in file)
     with (folder / "metrics.csv").open() as file:
         rows = sum(",simulated/train/loss," in line for line in file)
-    last = json.loads((folder / "events.jsonl").read_text().splitlines()[-1])
+    last = last_status(folder / "events.jsonl")
+    assert last is not None
     assert steps == rows == last["step"]
 
 

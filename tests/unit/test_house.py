@@ -27,6 +27,9 @@ def test_imports_run_downwards() -> None:
         "import altgrad_core.plugins; altgrad_core.plugins.load_plugins()",
         "import sys; sys.argv = ['altgrad', '--help']; from altgrad_core.cli.main import app; app(standalone_mode=False)",
         "import sys; sys.argv = ['altgrad', 'formats']; from altgrad_core.cli.main import app; app(standalone_mode=False)",
+        "import sys; sys.argv = ['altgrad', 'simulate', '--help']; from altgrad_core.cli.main import app; "
+        "app(standalone_mode=False)",
+        "import altgrad_core.console.follow, altgrad_core.simulation.play",
         "from altgrad_core.experiments.config import load_experiment; load_experiment('experiments.toml')",
     ],
 )

@@ -140,9 +140,12 @@ def test_what_it_does_not_know_is_passed_over() -> None:
     run.take({"time": 2.0, "event": "host", "cpu_percent": 1.0, "cores": 1, "used_bytes": 1, "total_bytes": 1,
               "process_bytes": 1, "of a later version": 1})  # fmt: skip
     assert run.host is not None
-    run.facts["alerts"] = {"overflow": {"warn": 1}, "nan": True}
-    assert run.threshold("overflow") is None
-    assert run.threshold("nan") is None
+
+
+def test_thresholds_are_numbers_or_rules() -> None:
+    run = RunState("r")
+    run.facts["alerts"] = {"a": 0.5, "b": {"threshold": 0.25, "patience": 3}, "c": {"warn": 1}, "d": True, "e": None}
+    assert [run.threshold(name) for name in "abcdef"] == [0.5, 0.25, None, None, None, None]
 
 
 @given(st.lists(st.floats(-10, 10), max_size=3000), st.integers(8, 100))
