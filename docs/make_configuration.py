@@ -152,7 +152,7 @@ def page() -> str:
     sections = [
         HEAD.rstrip(),
         "## `[experiment]`\n\n| key | default | meaning |\n| --- | --- | --- |\n| `name` | needed | Folder under `runs/`. |",
-        f"## `[defaults]` and `[[run]]`\n\n{table(RunConfig, skip=('experiment', 'sinks', 'name'))}",
+        f"## `[defaults]` and `[[run]]`\n\n{table(RunConfig, skip=('experiment', 'sinks', 'name', 'fork'))}",
         f"## `train`\n\n{table(TrainConfig)}",
         f"### `train.optimizer`\n\n{plugin_tables('optimizer')}",
         f"## `checkpoint`\n\n{table(CheckpointConfig)}",

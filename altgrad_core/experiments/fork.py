@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -13,7 +14,9 @@ from altgrad_core.experiments.config import load_run, override_run
 from altgrad_core.experiments.folder import RunFolder
 from altgrad_core.experiments.matrix import check_folder_name
 from altgrad_core.experiments.schema import Fork, RunConfig
-from altgrad_core.training.checkpoint import CheckpointBackend, Checkpoints, steps_done
+
+if TYPE_CHECKING:
+    from altgrad_core.training.checkpoint import CheckpointBackend
 
 _STEP = re.compile(r"\d+")
 
@@ -47,6 +50,8 @@ def parse_moment(text: str) -> Moment:
 
 def find_checkpoint(moment: Moment, backend: CheckpointBackend) -> str:
     """Return the name of the checkpoint at a moment; raises ``AltgradError`` that lists those that there are."""
+    from altgrad_core.training.checkpoint import Checkpoints
+
     names = backend.names()
     wanted = moment.place
     if moment.step is not None:
@@ -70,6 +75,7 @@ def plan_fork(moment: Moment, name: str, overrides: Sequence[str]) -> RunConfig:
     Raises ``AltgradError`` for a name that is taken by the parent, a checkpoint that is not there, or a wrong override.
     """
     from altgrad_core.experiments.assembly import open_checkpoints
+    from altgrad_core.training.checkpoint import steps_done
 
     check_folder_name(name)
     parent = load_run(moment.folder.config)

@@ -374,8 +374,9 @@ class Engine:
         for alert in alerts:
             facts = attrs.asdict(alert) | {"value": to_json(alert.value), "threshold": to_json(alert.threshold)}
             self.emit({"event": "alert", "step": context.step, **facts})
-        grave = [alert for alert in alerts if alert.action != "log"]
-        if grave and self.recorder is not None and before is not None and self._recorded != context.step:
+        asked = {alert.action for alert in alerts}
+        wanted = "checkpoint" in asked or ("stop" in asked and self._recorded is None)
+        if wanted and self.recorder is not None and before is not None and self._recorded != context.step:
             self._recorded = context.step  # by a loss or gradient: the state from before the update is the better one
             self._begin_save(context.step, "anomaly", before.state_dict(self))
             self.emit(self.recorder.record(self, context, alerts, before))

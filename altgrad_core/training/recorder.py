@@ -1,6 +1,7 @@
 """The flight recorder: what is needed to look at a step that went wrong again, kept at the moment it does.
 
-For each anomaly (an alert whose action is ``checkpoint`` or ``stop``) the run folder gets::
+For each anomaly (an alert whose action is ``checkpoint``, or the one that stops a run in which nothing was recorded before)
+the run folder gets::
 
     anomalies/step-000123/
         anomaly.json            the alerts, the first non-finite value and the first saturation, every cast's statistics

@@ -103,7 +103,7 @@ def trial(folder: Path, recipe: object = "fp32", *, learning_rate: float = 1e-3,
         alerts=AlertWatch(AlertConfig(**{**RULES, "bit_stall": None, **rules})),
         checkpoints=Checkpoints(LocalBackend(folder), 2, print), emit=events.append,
         stop_requested=lambda steps: False, sinks=NoSinks(), device=torch.device("cpu"),
-        config={}, recorder=FlightRecorder(folder / "anomalies", lambda steps: []),
+        config={}, recorder=FlightRecorder(folder.parent / "anomalies", lambda steps: []),
     )  # fmt: skip
     return Trial(engine, events)
 
@@ -207,7 +207,8 @@ def test_a_skipped_update_changes_nothing_and_the_anomaly_is_the_state_before_it
         for _ in range(BAD_STEP - 1):
             each.engine.step()
     assert [alert.alert for alert in harmed.engine.step()] == ["nan"]
-    tensors, _ = harmed.engine.checkpoints.backend.load("anomaly-000008")
+    harmed.engine.checkpoints.settle(wait=True)
+    tensors = harmed.engine.checkpoints.backend.load("anomaly-000008")[0].tensors
     for name, parameter in sound.engine.parameters.items():
         assert torch.equal(harmed.engine.parameters[name], parameter)
         assert torch.equal(tensors[f"model/{name}"], parameter)
@@ -232,10 +233,10 @@ def test_a_format_that_overflows_can_stop_the_run(tmp_path: Path) -> None:
     assert one.engine.run() == "stopped"
     assert one.alerts == [(2, "overflow", "stop")]
     assert one.engine.alerts.stop_reason.startswith("The mean overflow rate is ")
-    assert one.engine.checkpoints.backend.names() == ["step-000002"]
-    assert one.anomalies == []
+    assert one.engine.checkpoints.backend.names() == ["anomaly-000002", "step-000002"]
+    assert one.anomalies == ["anomaly-000002"], "a stop is recorded when nothing was before"
     again = trial(tmp_path, recipe, overflow=RateRule(threshold=0.01, patience=2, action="stop"))
-    assert again.engine.resume() == "step-000002"
+    assert again.engine.resume().name == "step-000002"
     assert again.engine.run() == "stopped", (
         "killed between the last checkpoint and the last event, it must not train on"
     )
@@ -313,10 +314,11 @@ def test_a_run_that_dies_raises_the_alerts_of_an_uninterrupted_one(tmp_path: Pat
         for _ in range(step):
             killed.engine.step()
             killed.engine._after_step()
+        killed.engine.checkpoints.settle(wait=True)
         killed.engine.step()  # lost
         before = [alert for alert in killed.alerts if alert[0] <= step]
         resumed = one(f"killed-{step}")
-        assert resumed.engine.resume() == f"step-{step:06d}"
+        assert resumed.engine.resume().name == f"step-{step:06d}"
         assert resumed.engine.run() == "done"
         assert before + resumed.alerts == straight.alerts, step
         assert resumed.engine.alerts.state_dict() == straight.engine.alerts.state_dict()
