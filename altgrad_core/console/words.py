@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from altgrad_core.training.events import Event
@@ -134,8 +135,17 @@ def event_line(event: Event) -> tuple[str, str] | None:
             level = "error" if event["action"] == "stop" else "warning"
             return level, f"step {event['step']}: {event['message']}"
         case "checkpoint":
-            text = f"step {event['step']}: checkpoint {event['path']} ({event['kind']})"
-            return "info", f"{text}, {size(event['bytes'])} in {event['seconds']:.2f} s"
+            what = f"checkpoint {event['path']} ({event['kind']})"
+            cost = f"{size(event['bytes'])} in {event['seconds']:.2f} s"
+            if "blocked_s" in event:
+                cost += f", training waited {event['blocked_s']:.2f} s"
+            return "info", f"step {event['step']}: {what}, {cost}, state {event['state_hash'][:12]}"
+        case "anomaly":
+            first = "; ".join(f"first {place['kind']}: {place['phase']}, {place['where']}" for place in event["first"])
+            return "warning", f"step {event['step']}: recorded in {event['path']}" + (f"; {first}" if first else "")
+        case "sinks":
+            texts = sink_lines(event["sinks"])
+            return ("warning", " ".join(texts)) if texts else None
         case "comm":
             text = f"{event['op']} of {size(event['bytes'])} over {event['ranks']} ranks took {event['milliseconds']:.2f} ms"
             return "info", f"step {event['step']}: {text}"
@@ -147,3 +157,12 @@ def event_line(event: Event) -> tuple[str, str] | None:
             level = {"done": "info", "interrupted": "warning"}.get(event["status"], "error")
             return level, f"{event['status']}{reason}"
     return None
+
+
+def sink_lines(sinks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a sentence for each sink that did not get, or could not keep, all events of its run."""
+    return [
+        f"The sink '{name}' was {outcome['status']}, {outcome['missed']:,} events are missing in it: {outcome['reason']}."
+        for name, outcome in sinks.items()
+        if outcome["status"] != "complete"
+    ]
