@@ -72,10 +72,8 @@ def train_run(folder: RunFolder, device_name: str, log: EventLog, stop_requested
                 f"The run began in another environment ({'; '.join(changes)}), so from here on it is not bit for bit "
                 "what it would have been there."
             )
-    try:
+    with sampler:
         outcome = engine.run()
-    finally:
-        sampler.close()
     reason = {"done": "", "stopped": "non-finite loss or gradients", "interrupted": "signal"}[outcome]
     log.emit({"event": "status", "status": outcome, "step": engine.step_number, "reason": reason})
     return outcome

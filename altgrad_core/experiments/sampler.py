@@ -20,36 +20,36 @@ PERIOD_S = 2.0
 
 
 class Sampler:
-    """Reads ``gpus`` (None on a machine without) and the host every ``period_s`` seconds, from the first event on."""
+    """Reads ``gpus`` (None on a machine without) and the host every ``period_s`` seconds inside ``with``."""
 
     def __init__(self, gpus: NvmlReader | None, *, period_s: float = PERIOD_S) -> None:
         self._gpus, self._period_s = gpus, period_s
         self._process = psutil.Process()
         self._waiting: list[Event] = []
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread(target=self._run, name="altgrad-sampler", daemon=True)
+
+    def __enter__(self) -> Sampler:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Stop the thread; what waits is dropped."""
+        self._stop.set()
+        self._thread.join()
+        if self._gpus is not None:
+            self._gpus.close()
 
     def after(self, emit: Callable[[Event], None]) -> Callable[[Event], None]:
         """Return ``emit`` that also emits what was sampled since."""
 
         def emit_all(event: Event) -> None:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="altgrad-sampler", daemon=True)
-                self._thread.start()
             emit(event)
             waiting, self._waiting = self._waiting, []
             for sample in waiting:
                 emit(sample)
 
         return emit_all
-
-    def close(self) -> None:
-        """Stop the thread; what waits is dropped."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-        if self._gpus is not None:
-            self._gpus.close()
 
     def _run(self) -> None:
         psutil.cpu_percent()  # the first call of a thread begins the interval that its next one measures

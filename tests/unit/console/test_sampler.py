@@ -89,10 +89,10 @@ def test_samples_become_events_in_the_training_thread(fake: FakeNvml) -> None:
     sampler = Sampler(NvmlReader(["GPU-a"], node="here"), period_s=0.01)
     emit = sampler.after(lambda event: events.append((threading.get_ident(), event)))
     deadline = time.monotonic() + 10
-    while len(events) < 20 and time.monotonic() < deadline:
-        emit({"event": "metrics"})
-        time.sleep(0.02)
-    sampler.close()
+    with sampler:
+        while len(events) < 20 and time.monotonic() < deadline:
+            emit({"event": "metrics"})
+            time.sleep(0.02)
     assert not [thread for thread in threading.enumerate() if thread.name == "altgrad-sampler"]
     assert fake.shut_down
     assert {thread for thread, _ in events} == {threading.get_ident()}
