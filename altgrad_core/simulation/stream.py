@@ -260,7 +260,7 @@ class _Story:
         yield self.event("task", task="checkpoint", state="end")
         yield self.event(
             "checkpoint", step=step, kind=kind, name=name, path=f"checkpoints/{name}", bytes=total,
-            seconds=round(seconds, 3), blocked_s=round(seconds, 3), state_hash="simulated",
+            saved_at=round(self.now, 3), state_hash="simulated", seconds=round(seconds, 3), blocked_s=0.0,
         )  # fmt: skip
 
     def export(self, step: int) -> Iterator[Event]:
