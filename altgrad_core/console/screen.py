@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -19,9 +19,11 @@ from altgrad_core.console.summary import summary
 from altgrad_core.console.terminal import LiveArea, is_live, look_of
 from altgrad_core.console.words import clock, event_line, init_lines, perplexity
 from altgrad_core.experiments.folder import RunFolder, events_of
-from altgrad_core.experiments.runner import PlannedRun
-from altgrad_core.experiments.schema import Status
 from altgrad_core.training.events import Event
+
+if TYPE_CHECKING:
+    from altgrad_core.experiments.runner import PlannedRun  # imports torch, which watch and simulate do without
+    from altgrad_core.experiments.schema import Status
 
 _PLAIN_EVERY_S = 30.0
 _FRAME_S = 0.25

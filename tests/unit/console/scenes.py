@@ -109,8 +109,14 @@ def training(gpus: int = 0, *, sick: bool = True) -> ScreenState:
     tell.start(300, world=max(1, gpus))
     tell.train(1, 100)
     tell.evaluate(100, 2.31)
-    saved = {"path": "checkpoints/step-000100", "bytes": 9_437_184, "seconds": 0.22, "name": "step-000100"}
-    tell("checkpoint", step=100, kind="best", **saved, state_hash="")
+    saved = {
+        "path": "checkpoints/step-000100",
+        "bytes": 9_437_184,
+        "seconds": 0.22,
+        "blocked_s": 0.01,
+        "name": "step-000100",
+    }
+    tell("checkpoint", step=100, kind="best", **saved, state_hash="c0ffee" * 10)
     alert = {"alert": "bit_stall", "action": "log", "value": 0.88, "threshold": 0.5}
     tell("alert", step=101, **alert, message="The mean bit-stall rate is 88.00%, above 50.00%; highest in blocks.3.")
     tell.train(101, 129)

@@ -49,8 +49,14 @@ def test_a_whole_run() -> None:
     tell.evaluate(0, 5.4)
     tell.train(1, 100)
     tell.evaluate(100, 2.31)
-    saved = {"path": "checkpoints/step-000100", "bytes": 9_437_184, "seconds": 0.22, "name": "step-000100"}
-    tell("checkpoint", step=100, kind="best", **saved, state_hash="")
+    saved = {
+        "path": "checkpoints/step-000100",
+        "bytes": 9_437_184,
+        "seconds": 0.22,
+        "blocked_s": 0.01,
+        "name": "step-000100",
+    }
+    tell("checkpoint", step=100, kind="best", **saved, state_hash="c0ffee" * 10)
     tell("log", level="warning", message="a slow disk", rank=17)
     tell("comm", step=100, op="all_reduce", milliseconds=12.345, bytes=2**27, ranks=64)
     for _ in range(3):
