@@ -1,6 +1,6 @@
 """What saving costs a training: no checkpoints, checkpoints in the background, and waiting for each, in one run.
 
-    python benchmarks/checkpoint.py [--cycles 5] [--every 4] [--folder DIR] [--small]
+    python benchmarks/checkpoint.py [--cycles 5] [--every 4] [--seconds 600] [--folder DIR] [--small]
 
 Trains the reference model of ``benchmarks/step.py`` (30 M parameters, FP32 weights and both moments of Adam: 343 MiB a
 checkpoint). The three ways take turns, a cycle of ``every`` steps each, with one checkpoint after the first step of the
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -34,6 +35,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cycles", type=int, default=5, help="Timed cycles of each way.")
     parser.add_argument("--every", type=int, default=4, help="Steps of a cycle, with one checkpoint.")
+    parser.add_argument(
+        "--seconds", type=float, default=600, help="No cycle begins after this time; two are made anyway."
+    )
     parser.add_argument("--folder", type=Path, default=None, help="Where checkpoints go; a temporary folder.")
     parser.add_argument("--small", action="store_true", help="A small model, to try the script.")
     parser.add_argument("--device", default="auto")
@@ -45,22 +49,23 @@ def main() -> None:
     from altgrad_core.experiments.environment import choose_device, environment
     from altgrad_core.training.checkpoint import Checkpoints
 
-    device = choose_device(arguments.device)
+    device, load = choose_device(arguments.device), os.getloadavg()
     engine = _engine("bf16", [], device, arguments.small)
     told: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     times: dict[str, list[float]] = {way: [] for way in WAYS}
     stalls: dict[str, list[float]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         engine.checkpoints, engine.sinks = Checkpoints(LocalBackend(Path(folder)), 1, print), NoSinks()
-        for cycle in range(arguments.cycles + 1):
+        _cycle(engine, "background", 1)  # warms up, and allocates the copy
+        started = time.perf_counter()
+        for cycle in range(arguments.cycles):
+            if cycle >= 2 and time.perf_counter() - started > arguments.seconds:
+                break
             for way in WAYS:
                 engine.emit = lambda event, way=way: event["event"] == "checkpoint" and told[way].append(event)
                 seconds, stalled = _cycle(engine, way, arguments.every)
-                if cycle:  # the first one warms up, and allocates the copy
-                    times[way].append(seconds / arguments.every)
-                    stalls[way].append(stalled)
-                else:
-                    told[way].clear()
+                times[way].append(seconds / arguments.every)
+                stalls[way].append(stalled)
     medians = {way: statistics.median(values) for way, values in times.items()}
     mib = told["background"][0]["bytes"] / 2**20
     print(f"{mib:.0f} MiB a checkpoint, one every {arguments.every} steps")
@@ -75,6 +80,8 @@ def main() -> None:
     result = {
         "command": f"python benchmarks/checkpoint.py --cycles {arguments.cycles} --every {arguments.every}",
         "environment": environment(device),
+        "load_average": [round(value, 2) for value in load],  # of the machine before; above 0 it was not alone
+        "cycles": len(times["none"]),
         "checkpoint_mib": round(mib, 1),
         "steps_between_checkpoints": arguments.every,
         "median_step_ms": {way: round(1000 * seconds, 2) for way, seconds in medians.items()},
