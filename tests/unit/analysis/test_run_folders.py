@@ -14,6 +14,7 @@ import pytest
 from run_folders import START, config, metrics, status, write_run
 
 from altgrad_core.analysis.runs import find_runs, load_experiment_runs, load_run
+from altgrad_core.cli.progress import event_line, sink_lines
 from altgrad_core.errors import AltgradError
 
 
@@ -30,6 +31,26 @@ def alert(step: int, name: str = "overflow", value: float = 0.02) -> dict[str, A
 
 def checkpoint(step: int, path: str, seconds: float = 0.1) -> dict[str, Any]:
     return {"time": START, "event": "checkpoint", "step": step, "kind": "step", "path": path, "seconds": seconds}
+
+
+def test_how_the_sinks_fared_in_the_last_stretch(tmp_path: Path) -> None:
+    good = {"status": "complete", "missed": 0, "reason": ""}
+    bad = {"status": "disabled", "missed": 1200, "reason": "write(): OSError: gone (8 times)"}
+    first = [status("running", pid=1), status("interrupted"), {"time": START, "event": "sinks", "sinks": {"a": bad}}]
+    second = [
+        status("running", pid=2),
+        status("done"),
+        {"time": START, "event": "sinks", "sinks": {"a": good, "b": bad}},
+    ]
+    assert load_run(write_run(tmp_path / "one", config("r"), first)).sinks == {"a": bad}
+    assert load_run(write_run(tmp_path / "going on", config("r"), [*first, second[0]])).sinks == {}
+    run = load_run(write_run(tmp_path / "two", config("r"), [*first, *second]))
+    assert run.sinks == {"a": good, "b": bad}
+    assert run.status == "done"
+    (line,) = sink_lines(run.sinks)
+    assert line == "The sink 'b' was disabled, 1,200 events are missing in it: write(): OSError: gone (8 times)."
+    assert event_line(second[-1]) == ("warning", line)
+    assert event_line({"event": "sinks", "sinks": {"a": good}}) is None
 
 
 def test_a_finished_run(tmp_path: Path) -> None:
