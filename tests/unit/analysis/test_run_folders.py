@@ -14,7 +14,7 @@ import pytest
 from run_folders import START, config, metrics, status, write_run
 
 from altgrad_core.analysis.runs import find_runs, load_experiment_runs, load_run
-from altgrad_core.cli.progress import event_line, sink_lines
+from altgrad_core.console.words import event_line, sink_lines
 from altgrad_core.errors import AltgradError
 
 
