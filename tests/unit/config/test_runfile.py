@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from altgrad_core.errors import AltgradError
 from altgrad_core.experiments.config import difference, dump_run, load_run
 from altgrad_core.experiments.runfile import build_run, run_table
-from altgrad_core.experiments.schema import AlertConfig, CheckpointConfig, Experiment, RunConfig, TrainConfig
+from altgrad_core.experiments.schema import AlertConfig, CheckpointConfig, Experiment, Fork, RunConfig, TrainConfig
 from altgrad_core.plugins import Plugins
 from altgrad_core.training.config import ALERTS, DivergenceRule, NanRule, RateRule, SpikeRule
 
@@ -66,9 +66,16 @@ def test_it_is_complete(load: Callable[..., Experiment]) -> None:
     table = tomli.loads(dump_run(run))
     for cls, part in ((TrainConfig, "train"), (CheckpointConfig, "checkpoint"), (AlertConfig, "alerts")):
         assert set(table[part]) == {field.name for field in attrs.fields(cls)}
-    assert set(table) == {field.name for field in attrs.fields(RunConfig)} - {"sinks"} | {"sink"}
+    assert set(table) == {field.name for field in attrs.fields(RunConfig)} - {"sinks", "fork"} | {"sink"}
     assert table["probes"] == {"gradients": {"every": 10}, "rank": {"every": 7}}
     assert "min_learning_rate" not in tomli.loads(dump_run(load('[[run]]\nname = "a"').runs[0]))["train"]
+
+
+def test_where_a_fork_began_is_in_it(load: Callable[..., Experiment], plugins: Plugins) -> None:
+    fork = Fork(run="x/a", step=7, checkpoint="step-000007", state_hash="abc")
+    run = attrs.evolve(load('[[run]]\nname = "a"').runs[0], fork=fork)
+    assert build_run(tomli.loads(dump_run(run)), plugins) == run
+    assert difference(attrs.evolve(run, fork=None), run)[0] == 'fork.run: not set -> "x/a"'
 
 
 def _numbers(field: Any) -> st.SearchStrategy[Any]:
@@ -236,7 +243,7 @@ def test_the_numbers_of_an_older_run_toml(plugins: Plugins) -> None:
         ("steps = 300", "steps = 0", "12:1: train.steps: must be >= 1, got 0"),
         ("steps = 300", "steps = 300.0", "12:1: train.steps: expected an integer, got 300.0"),
         ('name = "a"', 'title = "a"', "2:1: title: Unknown key 'title'. Known: alerts, baseline, checkpoint, data, "
-         "experiment, launcher, model, name, probes, recipe, seed, sink, train.\n"
+         "experiment, fork, launcher, model, name, probes, recipe, seed, sink, train.\n"
          "run.toml:1:1: name: missing; it has no default"),
         ('name = "a"', 'name = "../a"', "2:1: name: expected a name that can be a folder (letters, digits, '.', '_', '+', "
          "'-'; no '.' or '-' in front), got \"../a\""),
