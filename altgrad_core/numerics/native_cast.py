@@ -42,28 +42,29 @@ def readable(x: Tensor) -> bool:
 
 
 def rounds(grid: Grid) -> bool:
-    """Tell whether the native kernel rounds to the grid: where float32 or its bits do, float64 is not needed."""
-    return _path(grid) is not None
+    """Tell whether the grid's first power of two is a normal float32 number, which counting updates divides by."""
+    return _path(grid) is not None and grid.bias <= 127
 
 
 def casts(format: FloatFormat | TableFormat, rounding: Rounding, saturation: Saturation) -> bool:
     """Tell whether the native kernel casts to the format: to grids it rounds to, and to tables by their buckets."""
     if isinstance(format, TableFormat):
         return lookup(format.constants, rounding, saturation) is not None
-    return rounds(grid_of(format))
+    return _path(grid_of(format)) is not None
+
+
+# Within these the numbers that the kernel lifts stay numbers of float32.
+_LEAST_BIAS, _LEAST_MAX = -100, 2.0**-100
 
 
 def _path(grid: Grid) -> int | None:
-    """Return ``Path`` of lanes.h; None for what float32 arithmetic does not round exactly."""
+    """Return ``Path`` of rounding.h; None for grids far outside of float32."""
     path = path_of(grid, torch.float32)
     if path == "integers":
-        return 2
-    if path == "float32":
-        return 0 if grid.mantissa_bits else 1
-    # By units instead of by a sum, which has no room for so many mantissa bits. First power, unit and the unit's inverse
-    # are normal float32 numbers, and so is every value.
-    long = grid.mantissa_bits in (22, 23) and grid.bias <= 100 and grid.beyond < 2.0**127
-    return 1 if long and grid.min_positive >= 2.0**-125 else None
+        return 1
+    if path == "float32" and grid.mantissa_bits:
+        return 0
+    return 2 if grid.bias >= _LEAST_BIAS and grid.max_finite >= _LEAST_MAX else None
 
 
 def cast_matrix(
@@ -81,7 +82,8 @@ def cast_matrix(
 ) -> tuple[Tensor, Tensor | None]:
     """Cast ``x`` (any floating type but float64) to ``multiplier * q`` in ``dtype`` (float32 or bfloat16).
 
-    ``factors`` are inverse scale, scale and multiplier: three numbers, or with ``block`` three float32 [nr, nc].
+    ``factors`` are inverse scale, scale and multiplier: three numbers, or with ``block`` three float32 [nr, nc], of
+    which the last may be the number 1.
     """
     library = status().library
     assert library is not None
@@ -97,7 +99,7 @@ def cast_matrix(
         pointers = (start, start + 4, start + 8)
     else:
         tensors = [factor.contiguous() for factor in factors if isinstance(factor, Tensor)]
-        pointers = (tensors[0].data_ptr(), tensors[1].data_ptr(), tensors[2].data_ptr())
+        pointers = (tensors[0].data_ptr(), tensors[1].data_ptr(), tensors[2].data_ptr() if len(tensors) > 2 else None)
     block_rows, block_columns = block or (0, 0)
     keys, first, whole = (None, 0, 0) if draw is None else _keys(draw, source)
     library.altgrad_cast(
@@ -156,13 +158,14 @@ def _keys(draw: Draw, x: Tensor) -> tuple[ctypes.Array[ctypes.c_uint32], int, in
 
 
 class _Grid(ctypes.Structure):
-    """``Grid`` of lanes.h."""
+    """``Grid`` of rounding.h."""
 
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("path", "mantissa_bits", "bias", "is_signed", "has_inf", "has_nan")),
         *((name, ctypes.c_int32) for name in ("has_negative_zero", "threshold_rounds_to_max")),
         *((name, ctypes.c_float) for name in ("first_power", "min_normal", "min_positive", "max_finite")),
-        *((name, ctypes.c_float) for name in ("overflow_threshold", "beyond")),
+        *((name, ctypes.c_float) for name in ("overflow_threshold", "beyond", "lifts_below", "lift", "lift_more")),
+        ("limit", ctypes.c_double),
     )
 
 
@@ -176,11 +179,11 @@ class _Kind(ctypes.Structure):
 
 
 class _Table(ctypes.Structure):
-    """``Table`` of cast.cpp."""
+    """``Table`` of table.h."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("first", "jump", "threshold", "thresholds", "result")),
-        *((name, ctypes.c_int32) for name in ("above", "has_negative_zero")),
+        *((name, ctypes.c_void_p) for name in ("thresholds", "results", "threshold", "value", "first")),
+        *((name, ctypes.c_int32) for name in ("shift", "origin", "last", "above", "has_negative_zero")),
         *((name, ctypes.c_double) for name in ("lowest", "highest")),
     )
 
@@ -201,15 +204,11 @@ def _what(
     """Return pointers to what the kernel calls a kind and a table; kept, since a conversion costs more than a small cast."""
     table = None
     if isinstance(format, TableFormat):
-        found = lookup(format.constants, rounding, saturation)
-        assert found is not None
-        buckets = found.buckets
-        tensors = (buckets.first, buckets.jump, buckets.threshold, found.thresholds, found.result)
-        ends = (format.min_finite, format.max_finite)
-        table = _Table(*(t.data_ptr() for t in tensors), found.above, format.has_negative_zero, *ends)
-        _KEPT.append((table, tensors))
+        table = _native_table(format, rounding, saturation)
+        _KEPT.append(table)
         grid = _Grid(
-            1, _TABLE_BITS, 0, 1, 0, 0, 1, 1, 1.0, 0.0, format.min_positive, format.max_finite, math.inf, math.inf
+            *(0, _TABLE_BITS, 0, 1, 0, 0, 1, 1, 1.0, 0.0, format.min_positive, format.max_finite, math.inf, math.inf),
+            *(0.0, 1.0, 1.0, format.max_finite),
         )
     else:
         grid = _native_grid(grid_of(format))
@@ -229,12 +228,58 @@ def grid_pointer(grid: Grid) -> ctypes.c_void_p:
 
 
 def _native_grid(grid: Grid) -> _Grid:
+    first_power = 2.0 ** (1 - grid.bias)
+    # What is lifted becomes 1 and above; float32's subnormals become integers where the first power is among them.
+    lift = max(grid.bias - 1, 0) if grid.bias <= 127 else 149
     return _Grid(
         *(_path(grid), grid.mantissa_bits, grid.bias, grid.signed, grid.has_inf, grid.has_nan),
         *(grid.has_negative_zero, grid.threshold_rounds_to_max),
-        *(2.0 ** (1 - grid.bias), grid.min_normal, grid.min_positive, grid.max_finite),
+        *(first_power, grid.min_normal, grid.min_positive, grid.max_finite),
         *(grid.overflow_threshold, grid.beyond),  # of bf16 both are infinity in float32
+        *(max(first_power, 2.0**-126), 2.0 ** min(lift, 126), 2.0 ** max(lift - 126, 0), grid.max_finite),
     )
+
+
+# Buckets of a table: 32 KiB with their thresholds and values, which stay in the first-level cache; and at most.
+_FEW_BUCKETS, _MANY_BUCKETS = 1 << 13, 1 << 17
+
+
+def _native_table(format: TableFormat, rounding: Rounding, saturation: Saturation) -> _Table:
+    """Cut the numbers between the ends of a table into buckets of 2^shift numbers that have one threshold at most.
+
+    Where that takes too many, a bucket has the interval that it starts in, from which the kernel steps on.
+    """
+    found = lookup(format.constants, rounding, saturation)
+    assert found is not None
+    edges = _order(found.thresholds[1:-1])
+    origin = int(edges[0]) - 1
+    apart, span = edges.unique() - origin - 1, int(edges[-1]) - origin - 1
+    shift = 31
+    while shift and bool((apart >> shift).diff().eq(0).any()):
+        shift -= 1
+    steps = span >> shift >= _MANY_BUCKETS
+    while steps and span >> shift >= _FEW_BUCKETS:
+        shift += 1
+    last = span >> shift
+    starts = origin + (torch.arange(last + 2) << shift)
+    place = torch.searchsorted(edges, starts, right=True) + 1
+    following = (place - 1).clamp_max(len(edges) - 1)
+    inside = (edges[following] > starts) & (edges[following] <= starts + (1 << shift))
+    threshold = torch.where(inside, found.thresholds[following + 1], math.nan)
+    thresholds = torch.cat([found.thresholds, torch.tensor([math.nan])])
+    held = (thresholds, found.result, threshold, found.result[place], place.to(torch.int32))
+    _KEPT.append(held)
+    pointers = [tensor.data_ptr() for tensor in held]
+    if steps:
+        pointers[2:4] = [None, None]
+    ends = (format.min_finite, format.max_finite)
+    return _Table(*pointers, shift, origin, last, len(edges) + 1, format.has_negative_zero, *ends)
+
+
+def _order(x: Tensor) -> Tensor:
+    """Return where float32 numbers other than -0 stand among all: int64, one apart for neighbours."""
+    bits = (x + 0.0).view(torch.int32)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
 
 
 _KEPT: list[object] = []

@@ -114,7 +114,7 @@ def test_the_fast_and_the_plain_way_agree() -> None:
     f = float_format("e4m3fn")
     x = torch.randn(20_000, generator=torch.Generator().manual_seed(3)) * 150
     q, vector = cast(x, f, dtype=torch.float32, statistics=True)
-    assert torch.allclose(vector, tensor_statistics(x, x, q, 1.0, nearest_overflows(x, grid_of(f)), f), rtol=1e-6)
+    assert torch.allclose(vector, tensor_statistics(x, x, q, 1.0, nearest_overflows(x, x, grid_of(f)), f), rtol=1e-6)
     assert vector[FIELDS.index("overflow")] > 0
 
 

@@ -1,0 +1,180 @@
+// The statistics of a cast (statistics.py): what a tile's largest and smallest magnitude rule out is not counted.
+
+#pragma once
+
+#include "rounding.h"
+
+namespace {
+
+constexpr int kFields = 10;  // statistics.FIELDS
+
+struct Counts {
+    double field[kFields] = {};
+
+    Counts() { field[7] = INFINITY; }
+    void merge(const Counts& other) {
+        for (int k = 0; k < kFields; ++k) {
+            if (k == 6) field[k] = std::fmax(field[k], other.field[k]);
+            else if (k == 7) field[k] = std::fmin(field[k], other.field[k]);
+            else field[k] += other.field[k];
+        }
+    }
+};
+
+// Largest and smallest of magnitudes, as bits.
+struct Extremes {
+    U max{}, min = splat(0xffffffffu);
+
+    void add(F size) {
+        max = largest(max, u(size));
+        min = smallest(min, u(size));
+    }
+};
+
+// The same over magnitudes of bfloat16 numbers, 32 a vector.
+struct HalfExtremes {
+    W max{}, min = W{} + (uint16_t)0xffff;
+
+    void add(W size) {
+        max = max > size ? max : size;
+        min = min < size ? min : size;
+    }
+    void into(Extremes& all) const {
+        U high = (U)max, low = (U)min;
+        all.max = largest(all.max, largest(high & 0xffff0000u, high << 16));
+        all.min = smallest(all.min, smallest(low & 0xffff0000u, low << 16));
+    }
+};
+
+struct Sums {
+    Extremes x, y;           // of x; of x / scale, where blocks have scales of their own
+    F signal{}, error{};     // sums of squares
+};
+
+// Between these float32 holds the squares of a tile whose largest magnitude it is (far smaller ones do not matter).
+constexpr float kSquaresFrom = 1e-14f, kSquaresTo = 1e15f;
+// Likewise of errors, which are 2^-M of the numbers or less.
+inline float errors_from(const Grid& g) { return g.mantissa_bits <= 10 ? 1e-12f : 1e-8f; }
+
+// Bits of the smallest magnitude above zero.
+inline uint32_t least_above_zero(const void* x, int type, int64_t n) {
+    U least = splat(0xffffffffu);
+    for (int64_t i = 0; i < n; i += kLanes) {
+        F v = type == kFloat32 ? load((const float*)x + i) : widen((const uint16_t*)x + i);
+        least = smallest(least, (u(v) & kMagnitude) - 1u);
+    }
+    return smallest_of(least) + 1u;
+}
+
+// The definition, element by element: for tiles with infinities, NaN, or squares that float32 does not hold.
+void count_plainly(const float* x, const float* y, const float* q, const float* scale, int64_t n, double lowest,
+                   double highest, Counts& c) {
+    for (int64_t i = 0; i < n; ++i) {
+        if (std::isnan(x[i])) { c.field[4] += 1; continue; }
+        if (std::isinf(x[i])) { c.field[5] += 1; continue; }
+        double size = std::fabs((double)x[i]);
+        if (size > 0) {
+            c.field[6] = std::fmax(c.field[6], size);
+            c.field[7] = std::fmin(c.field[7], size);
+        }
+        double value = q[i];
+        if (!std::isfinite(q[i])) value = std::signbit(y[i]) ? lowest : highest;
+        double e = value * scale[i] - (double)x[i];
+        c.field[8] += size * size;
+        c.field[9] += e * e;
+    }
+}
+
+// Zero results of finite non-zero elements, and subnormal results.
+void count_small(const float* x, const float* q, int64_t n, const Grid& g, Counts& c) {
+    I vanished{}, subnormal{};
+    for (int64_t i = 0; i < n; i += kLanes) {
+        F v = load(x + i), size = size_of(load(q + i));
+        I zero = (I)(size == 0.0f);
+        vanished -= zero & (I)(v != 0.0f) & (I)((u(v) & kMagnitude) < kExponent);
+        subnormal -= (I)(size < g.min_normal) & ~zero;
+    }
+    c.field[2] += sum_of(vanished);
+    c.field[3] += sum_of(subnormal);
+}
+
+// What became too large, and what small, under nearest even on the magic path: from thresholds.
+struct Outside {
+    const void* x;
+    int type;
+    int64_t n;
+    const float* inverse;  // of the scale: one, or one an element
+    bool each;
+    F vanishes, small, most;  // in units of the scale, or of x where its product with each of them is exact
+    bool of_x;
+
+    Outside(const void* x, int type, int64_t n, const float* inverse, bool each, float exact_scale, const Grid& g)
+        : x(x), type(type), n(n), inverse(inverse), each(each) {
+        // On a tie: to zero, code 0; to the smallest normal, an even code, not to the largest subnormal.
+        float least = g.min_positive / 2, normal = g.min_normal ? g.min_normal - least : 0.0f;
+        float last = g.threshold_rounds_to_max ? g.overflow_threshold : std::nextafter(g.overflow_threshold, 0.0f);
+        of_x = exact_scale != 0.0f && (double)least * exact_scale >= 0x1p-126 && (double)last * exact_scale < 0x1p128;
+        float unit = of_x ? exact_scale : 1.0f;
+        vanishes = splat(least * unit);
+        small = splat(normal * unit);
+        most = splat(last * unit);
+    }
+
+    F size_at(int64_t i) const {
+        F v = type == kFloat32 ? load((const float*)x + i) : widen((const uint16_t*)x + i);
+        if (!of_x) v *= each ? load(inverse + i) : splat(*inverse);
+        return size_of(v);
+    }
+    // 16 bits tell whether a bfloat16 number is above a threshold.
+    bool halves() const { return of_x && type == kBFloat16 && n % (2 * kLanes) == 0; }
+    W halves_at(int64_t i) const { return *(const W*)((const uint16_t*)x + i) & (uint16_t)0x7fff; }
+    static int64_t sum_of_halves(W counts) { return sum_of((I)((U)counts & 0xffffu)) + sum_of((I)((U)counts >> 16)); }
+
+    void count_over(Counts& c) const {
+        if (halves()) {
+            uint16_t last = (uint16_t)(float_to_bits(most[0]) >> 16);
+            W over{};
+            for (int64_t i = 0; i < n; i += 2 * kLanes) over -= (W)(halves_at(i) > last);
+            c.field[1] += sum_of_halves(over);
+        } else {
+            I over{};
+            for (int64_t i = 0; i < n; i += kLanes) over -= (I)(size_at(i) > most);
+            c.field[1] += sum_of(over);
+        }
+    }
+    // Zeros became zero, but did not vanish.
+    void count_under(bool zeros, Counts& c) const {
+        int64_t vanished, below, were_zero = 0;
+        if (halves()) {
+            uint16_t least = (uint16_t)(float_to_bits(vanishes[0]) >> 16);
+            uint16_t normal = (uint16_t)((float_to_bits(small[0]) + 0xffffu) >> 16);
+            W gone{}, lower{}, nothing{};
+            for (int64_t i = 0; i < n; i += 2 * kLanes) {
+                W size = halves_at(i);
+                gone -= (W)(size <= least);
+                lower -= (W)(size < normal);
+                nothing -= (W)(size == (uint16_t)0);
+            }
+            vanished = sum_of_halves(gone);
+            below = sum_of_halves(lower);
+            were_zero = sum_of_halves(nothing);
+        } else {
+            I gone{}, lower{}, nothing{};
+            for (int64_t i = 0; i < n; i += kLanes) {
+                F size = size_at(i);
+                gone -= (I)(size <= vanishes);
+                lower -= (I)(size < small);
+            }
+            if (zeros)
+                for (int64_t i = 0; i < n; i += kLanes)
+                    nothing -= (I)((type == kFloat32 ? load((const float*)x + i) : widen((const uint16_t*)x + i)) == 0.0f);
+            vanished = sum_of(gone);
+            below = sum_of(lower);
+            were_zero = sum_of(nothing);
+        }
+        c.field[2] += vanished - were_zero;
+        if (below > vanished) c.field[3] += below - vanished;
+    }
+};
+
+}  // namespace
