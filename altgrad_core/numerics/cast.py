@@ -18,6 +18,7 @@ Results carry no gradient.
 
 from __future__ import annotations
 
+import ctypes
 import math
 
 import torch
@@ -162,7 +163,7 @@ def cast(
             f"shape {list(scale.shape)}."
         )
     if work is torch.float32 and dtype is not torch.float64:
-        if native_cast.takes(x) and native_cast.casts(fmt, rounding, saturation):
+        if native_cast.takes(x) and native_cast.casts(fmt, rounding):
             factors = _scalars(scale, multiplier) if block is None else _block_factors(scale, multiplier)
             return native_cast.cast_matrix(
                 x,
@@ -288,12 +289,8 @@ def inverse_scale(scale: float | Tensor) -> float | Tensor:
 
 
 def _float32(value: float) -> float:
-    """Round a number to float32, ties to even; in plain Python, some microseconds faster than by a tensor."""
-    if value == 0.0 or not math.isfinite(value):
-        return value
-    shift = 24 - max(math.frexp(value)[1], -125)
-    rounded = math.ldexp(round(math.ldexp(value, shift)), -shift)
-    return rounded if abs(rounded) < 2.0**128 else math.copysign(math.inf, value)
+    """Round a number to float32, ties to even; some microseconds faster than by a tensor."""
+    return ctypes.c_float(value).value
 
 
 def _work_dtype(x: Tensor) -> torch.dtype:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from functools import cache, lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -46,13 +46,17 @@ def rounds(grid: Grid) -> bool:
     return _path(grid) is not None and grid.bias <= 127
 
 
-def casts(format: FloatFormat | TableFormat, rounding: Rounding, saturation: Saturation) -> bool:
+def casts(format: FloatFormat | TableFormat, rounding: Rounding) -> bool:
     """Tell whether the native kernel casts to the format: to grids it rounds to, and to tables by their buckets."""
     if isinstance(format, TableFormat):
-        return lookup(format.constants, rounding, saturation) is not None
-    return _path(grid_of(format)) is not None
+        return rounding != "stochastic"
+    found = _PATHS.get(format.constants, -1)
+    if found == -1:
+        found = _PATHS[format.constants] = _path(grid_of(format))
+    return found is not None
 
 
+_PATHS: dict[str, int | None] = {}
 # Within these the numbers that the kernel lifts stay numbers of float32.
 _LEAST_BIAS, _LEAST_MAX = -100, 2.0**-100
 
@@ -88,7 +92,7 @@ def cast_matrix(
     library = status().library
     assert library is not None
     source = (x if x.dtype in TYPES else x.float()).resolve_neg().contiguous()
-    result = torch.empty(source.shape, dtype=dtype, device="cpu")
+    result = torch.empty_like(source, dtype=dtype)
     rows, columns = matrix_shape(source.shape)
     vector = torch.zeros(len(FIELDS), dtype=torch.float64, device="cpu") if statistics else None
     if rows * columns == 0:
@@ -183,16 +187,16 @@ class _Table(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("thresholds", "results", "threshold", "value", "first")),
-        *((name, ctypes.c_int32) for name in ("shift", "origin", "last", "above", "has_negative_zero")),
+        *((name, ctypes.c_int32) for name in ("shift", "origin", "last", "crowded", "crowded_last")),
+        *((name, ctypes.c_int32) for name in ("above", "has_negative_zero")),
         *((name, ctypes.c_double) for name in ("lowest", "highest")),
     )
 
 
-# Mantissa bits that say of a table what float32 sums of its errors are good for: no table of 8 bits errs by less.
-_TABLE_BITS = 7
+_Pointers = tuple[ctypes.c_void_p, ctypes.c_void_p | None]
+_KINDS: dict[tuple[object, ...], _Pointers] = {}
 
 
-@lru_cache(maxsize=1024)
 def _what(
     format: FloatFormat | TableFormat,
     x_type: torch.dtype,
@@ -200,16 +204,29 @@ def _what(
     rounding: Rounding,
     saturation: Saturation,
     random_bits: int,
-) -> tuple[ctypes.c_void_p, ctypes.c_void_p | None]:
+) -> _Pointers:
     """Return pointers to what the kernel calls a kind and a table; kept, since a conversion costs more than a small cast."""
+    key = (format.constants, x_type, q_type, rounding, saturation, random_bits)  # the hash of text is kept, too
+    found = _KINDS.get(key)
+    if found is None:
+        found = _KINDS[key] = _pointers(format, x_type, q_type, rounding, saturation, random_bits)
+    return found
+
+
+def _pointers(
+    format: FloatFormat | TableFormat,
+    x_type: torch.dtype,
+    q_type: torch.dtype,
+    rounding: Rounding,
+    saturation: Saturation,
+    random_bits: int,
+) -> _Pointers:
     table = None
     if isinstance(format, TableFormat):
         table = _native_table(format, rounding, saturation)
         _KEPT.append(table)
-        grid = _Grid(
-            *(0, _TABLE_BITS, 0, 1, 0, 0, 1, 1, 1.0, 0.0, format.min_positive, format.max_finite, math.inf, math.inf),
-            *(0.0, 1.0, 1.0, format.max_finite),
-        )
+        # What a grid's numbers say of a table: no subnormals, and what bfloat16 must hold.
+        grid = _Grid(0, 0, 0, 1, 0, 0, 1, 1, 1.0, 0.0, format.min_positive, format.max_finite, math.inf, math.inf)
     else:
         grid = _native_grid(grid_of(format))
     numbers = (TYPES[x_type], TYPES[q_type], ROUNDINGS.index(rounding), SATURATIONS.index(saturation), random_bits)
@@ -240,26 +257,33 @@ def _native_grid(grid: Grid) -> _Grid:
     )
 
 
-# Buckets of a table: 32 KiB with their thresholds and values, which stay in the first-level cache; and at most.
+# Of a table: 64 KiB of buckets, half of which stay in the first-level cache; and at most.
 _FEW_BUCKETS, _MANY_BUCKETS = 1 << 13, 1 << 17
+# How many float32 numbers are nearer to zero than 2^-124.
+_TINY = 3 << 23
 
 
 def _native_table(format: TableFormat, rounding: Rounding, saturation: Saturation) -> _Table:
     """Cut the numbers between the ends of a table into buckets of 2^shift numbers that have one threshold at most.
 
-    Where that takes too many, a bucket has the interval that it starts in, from which the kernel steps on.
+    The two around zero may have more, of values so small that float32 hardly tells them apart; so may all where there
+    would be too many buckets. In those the kernel steps from threshold to threshold.
     """
     found = lookup(format.constants, rounding, saturation)
     assert found is not None
     edges = _order(found.thresholds[1:-1])
     origin = int(edges[0]) - 1
     apart, span = edges.unique() - origin - 1, int(edges[-1]) - origin - 1
-    shift = 31
-    while shift and bool((apart >> shift).diff().eq(0).any()):
-        shift -= 1
-    steps = span >> shift >= _MANY_BUCKETS
-    while steps and span >> shift >= _FEW_BUCKETS:
-        shift += 1
+    for shift in range(31, -1, -1):
+        bucket = apart >> shift
+        crowded = bucket[1:][bucket.diff() == 0].unique().tolist() or [(span >> shift) + 1]
+        start, end = origin + (crowded[0] << shift), origin + (crowded[-1] + 1 << shift)
+        if bucket.unique().numel() == bucket.numel() or (-_TINY <= start and end <= _TINY):
+            break
+    if span >> shift >= _MANY_BUCKETS:
+        while span >> shift >= _FEW_BUCKETS:
+            shift += 1
+        crowded = [0, span >> shift]
     last = span >> shift
     starts = origin + (torch.arange(last + 2) << shift)
     place = torch.searchsorted(edges, starts, right=True) + 1
@@ -267,13 +291,11 @@ def _native_table(format: TableFormat, rounding: Rounding, saturation: Saturatio
     inside = (edges[following] > starts) & (edges[following] <= starts + (1 << shift))
     threshold = torch.where(inside, found.thresholds[following + 1], math.nan)
     thresholds = torch.cat([found.thresholds, torch.tensor([math.nan])])
-    held = (thresholds, found.result, threshold, found.result[place], place.to(torch.int32))
+    value = torch.cat([found.result[place], found.result])
+    held = (thresholds, found.result, threshold, value, place.to(torch.int32))
     _KEPT.append(held)
-    pointers = [tensor.data_ptr() for tensor in held]
-    if steps:
-        pointers[2:4] = [None, None]
-    ends = (format.min_finite, format.max_finite)
-    return _Table(*pointers, shift, origin, last, len(edges) + 1, format.has_negative_zero, *ends)
+    numbers = (shift, origin, last, crowded[0], crowded[-1], len(edges) + 1, format.has_negative_zero)
+    return _Table(*(tensor.data_ptr() for tensor in held), *numbers, format.min_finite, format.max_finite)
 
 
 def _order(x: Tensor) -> Tensor:

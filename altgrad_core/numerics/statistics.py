@@ -48,6 +48,8 @@ _AMAX, _AMIN = FIELDS.index("amax"), FIELDS.index("amin")
 # element).
 _SQUARES_FROM, _SQUARES_TO = 1e-8, 1e15
 _NEVER = 1e38
+# A sum of squares from which on it does not matter what was too small for a square.
+_SQUARES_COUNT = 1e-29
 # From here on the parts of a product with the scale are normal numbers.
 _TINY = 1e-28
 # Mantissa bits up to which the scale can be split so that the error of an element is good to 2^-17 of itself.
@@ -187,6 +189,8 @@ def chunk_statistics(
         high = _first_bits(scale, 23 - grid.mantissa_bits)
         error = torch.mul(q, high, out=scratch).sub_(x).add_(q, alpha=scale - high).div_(scale)
     noise = torch.dot(error, error).item()
+    if noise < _SQUARES_COUNT:  # some may have been too small for a square
+        return tensor_statistics(x, y, q, scale, nearest_overflows(y, x, grid), format).tolist()
     powers = [signal * scale * scale, noise * scale * scale]
     return [float(x.numel()), overflow, zero_results - zeros, subnormal, 0.0, 0.0, amax, amin, *powers]
 

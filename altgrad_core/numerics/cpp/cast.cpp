@@ -46,6 +46,10 @@ struct Work {
     Draw draw;
     bool counts;
 
+    // Whether all that is beyond the largest value becomes it.
+    bool saturates() const {
+        return saturation == kFinite || (saturation == kPropagate && !grid.has_inf) || !(grid.has_inf || grid.has_nan);
+    }
     // Whether errors are summed up in units of the one scale, not of x.
     bool errors_in_units() const { return !blocks && exact_scale; }
     double error_unit() const { return errors_in_units() ? (double)*scale * (double)*scale : 1.0; }
@@ -56,6 +60,12 @@ struct Tiles {
         scale[kTile + kLanes], multiplier[kTile + kLanes];
     alignas(64) uint32_t random[kTile + kLanes];
 };
+
+// Not inlined: compilers ask for the address of what a thread owns anew in the middle of loops.
+__attribute__((noinline)) Tiles& tiles_of_thread() {
+    static thread_local Tiles tiles;
+    return tiles;
+}
 
 inline int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
@@ -95,29 +105,40 @@ void draw_tile(const Draw& draw, int64_t number, uint32_t* random, int64_t n) {
 
 // ------------------------------------------------------------------------------------------------- stages of a tile
 
-void load_tile(const Work& w, int64_t at, int64_t n, float* x) {
+// Where the stages of a tile find what they need, padded with zeros to whole lanes: x and q in the tensors where they can.
+struct Stage {
+    int64_t at, number, n, m;  // first element; its number, for the draw; elements; with padding
+    const float *x, *y;
+    float* q;
+};
+
+const float* load_tile(const Work& w, int64_t at, int64_t n, float* x) {
     int64_t whole = n / kLanes * kLanes;
     if (w.x_type == kFloat32) {
-        std::memcpy(x, (const float*)w.x + at, n * 4);
+        const float* source = (const float*)w.x + at;
+        if (whole == n) return source;
+        std::memcpy(x, source, n * 4);
     } else {
         const uint16_t* source = (const uint16_t*)w.x + at;
         for (int64_t i = 0; i < whole; i += kLanes) store(x + i, widen(source + i));
         for (int64_t i = whole; i < n; ++i) x[i] = bits_to_float((uint32_t)source[i] << 16);
     }
     for (int64_t i = n; i < padded(n); ++i) x[i] = 0.0f;
+    return x;
 }
 
-void store_tile(const Work& w, int64_t at, int64_t n, float* q) {
+void store_tile(const Work& w, const Stage& s) {
     if (w.q_type == kFloat32) {
-        std::memcpy((float*)w.q + at, q, n * 4);
+        float* target = (float*)w.q + s.at;
+        if (s.q != target) std::memcpy(target, s.q, s.n * 4);
         return;
     }
-    uint16_t* target = (uint16_t*)w.q + at;
-    int64_t whole = n / kLanes * kLanes;
-    for (int64_t i = 0; i < whole; i += kLanes) *(H*)(target + i) = __builtin_convertvector(narrowed(load(q + i)), H);
-    if (whole < n) {
-        H rest = __builtin_convertvector(narrowed(load(q + whole)), H);
-        std::memcpy(target + whole, &rest, (n - whole) * 2);
+    uint16_t* target = (uint16_t*)w.q + s.at;
+    int64_t whole = s.n / kLanes * kLanes;
+    for (int64_t i = 0; i < whole; i += kLanes) *(H*)(target + i) = __builtin_convertvector(narrowed(load(s.q + i)), H);
+    if (whole < s.n) {
+        H rest = __builtin_convertvector(narrowed(load(s.q + whole)), H);
+        std::memcpy(target + whole, &rest, (s.n - whole) * 2);
     }
 }
 
@@ -146,32 +167,35 @@ void spread(const Work& w, const float* of_blocks, int64_t at, int64_t n, float*
     for (int64_t i = n; i < padded(n); ++i) out[i] = 1.0f;
 }
 
-void scale_tile(const Work& w, int64_t at, int64_t n, Tiles& t) {
-    int64_t m = padded(n);
-    load_tile(w, at, n, t.x);
+Stage scale_tile(const Work& w, int64_t at, int64_t number, int64_t n, Tiles& t) {
+    Stage s{at, number, n, padded(n), load_tile(w, at, n, t.x), t.y, t.q};
     if (w.blocks) {
         spread(w, w.inverse, at, n, t.inverse);
-        for (int64_t i = 0; i < m; i += kLanes) store(t.y + i, load(t.x + i) * load(t.inverse + i));
-    } else {
+        for (int64_t i = 0; i < s.m; i += kLanes) store(t.y + i, load(s.x + i) * load(t.inverse + i));
+    } else if (w.scales) {
         F inverse = splat(*w.inverse);
-        for (int64_t i = 0; i < m; i += kLanes) store(t.y + i, load(t.x + i) * inverse);
+        for (int64_t i = 0; i < s.m; i += kLanes) store(t.y + i, load(s.x + i) * inverse);
+    } else {
+        s.y = s.x;
     }
+    return s;
 }
 
 template <int path, int rounding>
-void round_tile(const float* y, const uint32_t* random, int bits, float* q, int64_t n, const Grid& g) {
-    F bound = splat(g.beyond);
-    for (int64_t i = 0; i < n; i += kLanes) {
-        F v = load(y + i);
+void round_tile(const Stage& s, const uint32_t* random, int bits, float most, const Grid& g) {
+    F bound = splat(most);
+    for (int64_t i = 0; i < s.m; i += kLanes) {
+        F v = load(s.y + i);
         U sign = u(v) & kSign;
         F z = smaller(bound, size_of(v));
         U r = rounding == kStochastic ? load(random + i) : U{};
         F rounded = round_magnitude<path, rounding>(z, sign, r, bits, g);
-        store(q + i, f(u(rounded) | sign));
+        if (!g.has_negative_zero) sign = select((I)(rounded == 0.0f), U{}, sign);
+        store(s.q + i, f(u(rounded) | sign));
     }
 }
 
-typedef void (*RoundTile)(const float*, const uint32_t*, int, float*, int64_t, const Grid&);
+typedef void (*RoundTile)(const Stage&, const uint32_t*, int, float, const Grid&);
 
 template <int path>
 RoundTile round_tile_by(int rounding) {
@@ -192,15 +216,15 @@ RoundTile round_tile_of(const Work& w) {
 
 // What saturation makes of q, rounded in the grid that goes on for one value. Counts finite elements that overflowed:
 // those whose quotient y left float32 are among them.
-int64_t saturate_tile(const float* x, const float* y, float* q, int64_t n, const Grid& g, int rounding, int saturation) {
+int64_t saturate_tile(const Stage& s, const Grid& g, int rounding, int saturation) {
     F max = splat(g.max_finite);
     I overflows{};
     bool keep_inf = g.has_inf && saturation != kFinite;
     bool clamps = saturation != kNone || !(g.has_inf || g.has_nan);
     F nan = f(splat(0x7fc00000u)), inf = f(splat(kExponent)), beyond = g.has_inf ? inf : nan;
-    for (int64_t i = 0; i < n; i += kLanes) {
-        F v = load(y + i), r = load(q + i), magnitude = size_of(r);
-        U sign = u(v) & kSign, size = u(load(x + i)) & kMagnitude;
+    for (int64_t i = 0; i < s.m; i += kLanes) {
+        F v = load(s.y + i), magnitude = size_of(load(s.q + i));
+        U sign = u(v) & kSign, size = u(load(s.x + i)) & kMagnitude;
         // Float32 need not hold the largest value; infinity is beyond it all the same.
         I over = (I)(magnitude > max) | (I)((u(v) & kMagnitude) == kExponent);
         I finite = (I)(size < kExponent), infinite = (I)(size == kExponent), negative = (I)(sign != 0u);
@@ -222,72 +246,52 @@ int64_t saturate_tile(const float* x, const float* y, float* q, int64_t n, const
         magnitude = select(over, result, magnitude);
         if (!g.is_signed) sign = select((I)(magnitude != magnitude), sign, U{});
         else if (!g.has_negative_zero) sign = select((I)(magnitude == 0.0f), U{}, sign);
-        store(q + i, f(u(magnitude) | sign));
+        store(s.q + i, f(u(magnitude) | sign));
     }
     return -sum_of(overflows);
 }
 
-// From y to q; counts what overflowed. `number`: of the first element, for the draw.
-void quantize_tile(const Work& w, RoundTile round, int64_t number, int64_t n, Tiles& t, Counts& c) {
-    int64_t m = padded(n);
+// From y to q; counts what overflowed.
+void quantize_tile(const Work& w, RoundTile round, const Stage& s, Tiles& t, Counts& c) {
     if (w.table) {
-        c.field[1] += look_up(t.x, t.y, t.q, m, n, *w.table);
-        for (int64_t i = n; i < m; ++i) t.q[i] = 0.0f;  // a table need not have a zero
+        c.field[1] += look_up(s.x, s.y, s.q, t.random, s.m, s.n, *w.table);
+        for (int64_t i = s.n; i < s.m; ++i) s.q[i] = 0.0f;  // a table need not have a zero
         return;
     }
-    if (w.rounding == kStochastic) draw_tile(w.draw, number, t.random, n);
-    round(t.y, t.random, w.draw.bits, t.q, m, w.grid);
-    // The padding is zero and stays zero.
-    c.field[1] += saturate_tile(t.x, t.y, t.q, m, w.grid, w.rounding, w.saturation);
+    const Grid& g = w.grid;
+    if (w.rounding == kStochastic) draw_tile(w.draw, s.number, t.random, s.n);
+    // Clamped first, nothing is left to saturate, or to count.
+    bool clamps = !w.counts && g.is_signed && w.saturates();
+    round(s, t.random, w.draw.bits, clamps ? g.max_finite : g.beyond, g);
+    if (!clamps) c.field[1] += saturate_tile(s, g, w.rounding, w.saturation);  // the padding stays zero
 }
 
-void count_tile(const Work& w, int64_t at, int64_t n, Tiles& t, Counts& c) {
-    const Grid& g = w.grid;
-    int64_t m = padded(n);
-    if (w.blocks) spread(w, w.scale, at, n, t.scale);
-    else for (int64_t i = 0; i < m; ++i) t.scale[i] = *w.scale;
-    Sums sums;
-    for (int64_t i = 0; i < m; i += kLanes) {
-        F x = load(t.x + i), error = multiply_add(load(t.q + i), load(t.scale + i), -x);
-        sums.x.add(size_of(x));
-        sums.signal = multiply_add(x, x, sums.signal);
-        sums.error = multiply_add(error, error, sums.error);
-    }
-    c.field[0] += n;
-    uint32_t max = largest_of(sums.x.max);
-    if (max == 0 && !w.table) return;  // a table need not have a zero
-    float amax = bits_to_float(max);
-    double signal = total(sums.signal), error = total(sums.error);
-    if (amax > kSquaresFrom && amax > errors_from(g) && amax < kSquaresTo && std::isfinite(error) && w.saturation != kNone &&
-        (w.exact_scale || kFused)) {
-        c.field[6] = std::fmax(c.field[6], (double)amax);
-        c.field[7] = std::fmin(c.field[7], (double)bits_to_float(least_above_zero(t.x, kFloat32, m)));
-        c.field[8] += signal;
-        c.field[9] += error;
-    } else {
-        double highest = w.table ? w.table->highest : g.limit;
-        double lowest = w.table ? w.table->lowest : g.is_signed ? -highest : 0.0;
-        count_plainly(t.x, t.y, t.q, t.scale, n, lowest, highest, c);
-    }
-    count_small(t.x, t.q, m, g, c);
+void count_tile(const Work& w, const Stage& s, Tiles& t, Counts& c) {
+    if (w.blocks) spread(w, w.scale, s.at, s.n, t.scale);
+    else for (int64_t i = 0; i < s.m; i += kLanes) store(t.scale + i, splat(*w.scale));
+    double highest = w.table ? w.table->highest : w.grid.limit;
+    double lowest = w.table ? w.table->lowest : w.grid.is_signed ? -highest : 0.0;
+    c.field[0] += s.n;
+    count_exactly(s.x, s.y, s.q, t.scale, s.m, lowest, highest, c);
+    count_small(s.x, s.q, s.m, w.grid, c);
 }
 
 // Any cast, stage by stage.
 void cast_in_stages(const Work& w, RoundTile round, int64_t at, int64_t number, int64_t n, Tiles& t, Counts& c) {
-    int64_t m = padded(n);
-    scale_tile(w, at, n, t);
-    quantize_tile(w, round, number, n, t, c);
-    if (w.counts) count_tile(w, at, n, t, c);
+    Stage s = scale_tile(w, at, number, n, t);
+    if (w.q_type == kFloat32 && s.m == n) s.q = (float*)w.q + at;
+    quantize_tile(w, round, s, t, c);
+    if (w.counts) count_tile(w, s, t, c);
     if (w.multiplies) {
         if (w.blocks) {
             spread(w, w.multiplier, at, n, t.multiplier);
-            for (int64_t i = 0; i < m; i += kLanes) store(t.q + i, load(t.q + i) * load(t.multiplier + i));
+            for (int64_t i = 0; i < s.m; i += kLanes) store(s.q + i, load(s.q + i) * load(t.multiplier + i));
         } else {
             F multiplier = splat(*w.multiplier);
-            for (int64_t i = 0; i < m; i += kLanes) store(t.q + i, load(t.q + i) * multiplier);
+            for (int64_t i = 0; i < s.m; i += kLanes) store(s.q + i, load(s.q + i) * multiplier);
         }
     }
-    store_tile(w, at, n, t.q);
+    store_tile(w, s);
 }
 
 // ------------------------------------------------------------------------------------------------------ in registers
@@ -407,7 +411,7 @@ void cast_run(const Run& run, const Work& w, Sums& sums) {
                 high *= each ? at_odd_places(first, second) : multiplier;
             }
             U result = exact ? (u(low) >> 16) | u(high) : narrowed(low) | narrowed(high) << 16;
-            *(P*)((uint16_t*)r.q + i) = result | signs;
+            *(P*)((uint16_t*)r.q + i) = result ^ signs;
         }
         if (counts) range.into(lane.sums.x);
     } else {
@@ -423,7 +427,7 @@ void cast_run(const Run& run, const Work& w, Sums& sums) {
             if (!g.is_signed) signs = U{};
             if (!g.has_negative_zero) signs = select((I)(q == 0.0f), U{}, signs);
             if (multiplies) q *= each ? load(r.multiplier + i) : multiplier;
-            q = f(u(q) | signs);
+            q = f(u(q) ^ signs);  // a multiplier may be negative
             if (q_type == kFloat32) store((float*)r.q + i, q);
             else if (exact) *(H*)((uint16_t*)r.q + i) = __builtin_convertvector(u(q) >> 16, H);
             else *(H*)((uint16_t*)r.q + i) = __builtin_convertvector(narrowed(q), H);
@@ -458,8 +462,7 @@ CastRun by_rounding(const Work& w) {
 // The function that casts in registers, or null where there is none.
 CastRun cast_run_of(const Work& w) {
     const Grid& g = w.grid;
-    bool saturates = w.saturation == kFinite || (w.saturation == kPropagate && !g.has_inf) || !(g.has_inf || g.has_nan);
-    if (w.table || !saturates || (w.counts && !g.is_signed)) return nullptr;
+    if (w.table || !w.saturates() || (w.counts && !g.is_signed)) return nullptr;
     if (w.rounding != kNearestEven && w.rounding != kStochastic) return nullptr;
     if (g.path == kMagic) return by_rounding<kMagic>(w);
     return g.path == kBits ? by_rounding<kBits>(w) : by_rounding<kLifted>(w);
@@ -500,11 +503,12 @@ void cast_in_registers(const Work& w, CastRun run, RoundTile round, int64_t at, 
     }
     // Not a number, or infinity, is not below kSquaresTo; nor is an infinite sum below infinity.
     bool fits = !any(~(I)(max < kSquaresTo)) && any((I)(max > kSquaresFrom)) && !any(~(I)(e_max < kSquaresTo)) &&
-                any((I)(e_max > errors_from(g))) && !any(~(I)(sums.error < INFINITY));
+                any((I)(e_max > errors_from(g))) && !any(~(I)(sums.error < INFINITY)) &&
+                any((I)(sums.error > kSquaresCount));
     if (!fits || !(w.exact_scale || kFused)) {
-        scale_tile(w, at, whole, t);
-        quantize_tile(w, round, number, whole, t, c);
-        count_tile(w, at, whole, t, c);
+        Stage s = scale_tile(w, at, number, whole, t);
+        quantize_tile(w, round, s, t, c);
+        count_tile(w, s, t, c);
         return;
     }
     bool zeros = any((I)(min == 0.0f));
@@ -523,9 +527,9 @@ void cast_in_registers(const Work& w, CastRun run, RoundTile round, int64_t at, 
         if (over) outside.count_over(c);
         if (under) outside.count_under(zeros, c);
     } else {
-        scale_tile(w, at, whole, t);
-        quantize_tile(w, round, number, whole, t, c);
-        count_small(t.x, t.q, whole, g, c);
+        Stage s = scale_tile(w, at, number, whole, t);
+        quantize_tile(w, round, s, t, c);
+        count_small(s.x, s.q, whole, g, c);
     }
 }
 
@@ -585,7 +589,7 @@ void altgrad_cast(const Kind* kind, const Table* table, const void* x, void* q, 
     std::vector<Counts> counts(w.counts ? chunks : 0);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && chunks > 1)
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-        static thread_local Tiles tiles;
+        Tiles& tiles = tiles_of_thread();
         Tally tally;
         int64_t stretch = chunk / pieces * together;
         int64_t last_stretch = stretch + together < stretches ? stretch + together : stretches;

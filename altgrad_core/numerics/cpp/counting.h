@@ -55,6 +55,8 @@ struct Sums {
 constexpr float kSquaresFrom = 1e-14f, kSquaresTo = 1e15f;
 // Likewise of errors, which are 2^-M of the numbers or less.
 inline float errors_from(const Grid& g) { return g.mantissa_bits <= 10 ? 1e-12f : 1e-8f; }
+// A sum of squares from which on it does not matter what was too small for a square.
+constexpr float kSquaresCount = 1e-29f;
 
 // Bits of the smallest magnitude above zero.
 inline uint32_t least_above_zero(const void* x, int type, int64_t n) {
@@ -66,23 +68,44 @@ inline uint32_t least_above_zero(const void* x, int type, int64_t n) {
     return smallest_of(least) + 1u;
 }
 
-// The definition, element by element: for tiles with infinities, NaN, or squares that float32 does not hold.
-void count_plainly(const float* x, const float* y, const float* q, const float* scale, int64_t n, double lowest,
+// The definition, in float64, of whole lanes; padding is zeros.
+void count_exactly(const float* x, const float* y, const float* q, const float* scale, int64_t n, double lowest,
                    double highest, Counts& c) {
-    for (int64_t i = 0; i < n; ++i) {
-        if (std::isnan(x[i])) { c.field[4] += 1; continue; }
-        if (std::isinf(x[i])) { c.field[5] += 1; continue; }
-        double size = std::fabs((double)x[i]);
-        if (size > 0) {
-            c.field[6] = std::fmax(c.field[6], size);
-            c.field[7] = std::fmin(c.field[7], size);
+    Extremes range;
+    I nan{}, infinite{};
+    D signal{}, error{};
+    for (int64_t i = 0; i < n; i += kLanes) {
+        F v = load(x + i), value = load(q + i), factor = load(scale + i);
+        U size = u(v) & kMagnitude;
+        I outside = (I)(size >= kExponent), lost = (I)((u(value) & kMagnitude) >= kExponent) & ~outside;
+        nan -= (I)(size > kExponent);
+        infinite -= (I)(size == kExponent);
+        v = select(outside, F{}, v);
+        range.max = largest(range.max, u(size_of(v)));
+        range.min = smallest(range.min, u(size_of(v)) - 1u);
+        D a = low_half(v), b = high_half(v);
+        signal += a * a + b * b;
+        if (any(lost)) {  // an overflow that became infinite or NaN counts as the largest value
+            for (int l = 0; l < kLanes; ++l) {
+                double e = (std::signbit(y[i + l]) ? lowest : highest) * factor[l] - (double)v[l];
+                if (lost[l]) c.field[9] += e * e;
+            }
+            v = select(lost, F{}, v);
         }
-        double value = q[i];
-        if (!std::isfinite(q[i])) value = std::signbit(y[i]) ? lowest : highest;
-        double e = value * scale[i] - (double)x[i];
-        c.field[8] += size * size;
-        c.field[9] += e * e;
+        value = select(outside | lost, F{}, value);
+        a = low_half(value) * low_half(factor) - low_half(v);
+        b = high_half(value) * high_half(factor) - high_half(v);
+        error += a * a + b * b;
     }
+    c.field[4] += sum_of(nan);
+    c.field[5] += sum_of(infinite);
+    uint32_t max = largest_of(range.max);
+    if (max) {
+        c.field[6] = std::fmax(c.field[6], (double)bits_to_float(max));
+        c.field[7] = std::fmin(c.field[7], (double)bits_to_float(smallest_of(range.min) + 1u));
+    }
+    c.field[8] += total(signal);
+    c.field[9] += total(error);
 }
 
 // Zero results of finite non-zero elements, and subnormal results.

@@ -116,14 +116,19 @@ inline F round_lifted(F z, U sign, U random, int bits, const Grid& g) {
 template <int path, int rounding>
 inline F round_magnitude(F z, U sign, U random, int bits, const Grid& g) {
     if (path == kBits) return select((I)(z != z), z, round_bits<rounding>(z, sign, random, bits, g));
-    if (path == kMagic && rounding == kNearestEven) {
+    if (path == kMagic && rounding != kStochastic) {
         // The sum's spacing is one unit: the addition itself rounds, ties to even.
         F p = f(power_bits(z, g.first_power));
         float c = bits_to_float((uint32_t)(127 + 23 - g.mantissa_bits) << 23) * 1.5f;
-        return multiply_add(p, splat(-c), multiply_add(p, splat(c), z));
+        F q = multiply_add(p, splat(-c), multiply_add(p, splat(c), z));
+        if (rounding == kNearestEven) return q;
+        F unit = p * bits_to_float((uint32_t)(127 - g.mantissa_bits) << 23);
+        if (rounding == kNearestAway) return q + select((I)(z - q == unit * 0.5f), unit, F{});
+        q -= select((I)(q > z), unit, F{});
+        if (rounding == kTowardZero) return q;
+        I away = (I)(q < z) & (rounding == kUp ? (I)(sign == 0u) : (I)(sign != 0u));
+        return q + select(away, unit, F{});
     }
-    if (path == kMagic && rounding != kStochastic)
-        return round_units<rounding>(z, g.first_power, g.bias, sign, random, bits, g);
     // What is below the first power, and NaN, is rare: an unsigned difference tells both.
     uint32_t least = float_to_bits(path == kLifted ? g.lifts_below : g.first_power);
     F q = round_bits<rounding>(z, sign, random, bits, g);
