@@ -164,11 +164,15 @@ def cast(
         )
     if work is torch.float32 and dtype is not torch.float64:
         if native_cast.takes(x) and native_cast.casts(fmt, rounding):
-            factors = _scalars(scale, multiplier) if block is None else _block_factors(scale, multiplier)
+            if block is None:
+                _, scale, multiplier = _scalars(scale, multiplier)
+            else:
+                multiplier = _of_blocks(multiplier, scale)
             return native_cast.cast_matrix(
                 x,
                 fmt,
-                factors,
+                scale=scale,
+                multiplier=multiplier,
                 block=block,
                 rounding=rounding,
                 saturation=saturation,
@@ -256,16 +260,12 @@ def _scalars(scale: float | Tensor, multiplier: float | Tensor) -> tuple[float, 
     return inverse, value, _float32(multiplier.item() if isinstance(multiplier, Tensor) else multiplier)
 
 
-def _block_factors(scale: float | Tensor, multiplier: float | Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
-    """Return inverse, scale and multiplier of blocks, each [nr, nc], or of the multiplier the number 1."""
+def _of_blocks(multiplier: float | Tensor, scale: float | Tensor) -> float | Tensor:
+    """Return the multiplier as float32 of the shape of the scales, or the number 1."""
     assert isinstance(scale, Tensor)
-    inverse = inverse_scale(scale)
-    assert isinstance(inverse, Tensor)
     if not isinstance(multiplier, Tensor):
-        if multiplier == 1.0:
-            return inverse, scale, multiplier
-        multiplier = torch.tensor(multiplier, dtype=torch.float32)
-    return inverse, scale, multiplier.detach().to(torch.float32).expand(scale.shape)
+        return torch.full_like(scale, multiplier) if multiplier != 1.0 else multiplier
+    return multiplier.detach().to(torch.float32).expand(scale.shape)
 
 
 def _traceable(scale: float | Tensor, x: Tensor) -> float | Tensor:

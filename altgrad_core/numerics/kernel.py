@@ -114,8 +114,8 @@ def round_nearest_even(
     """Return the values of the grid nearest to ``y`` (float32 or float64, any shape), ties to the even code.
 
     ``y`` is not changed. NaN stays NaN. ``x`` is what ``y`` was before it was scaled: only its infinities are
-    infinities, others are finite elements beyond the grid; None: ``y`` itself. ``out`` and ``scratch``, both contiguous, of the shape and dtype of ``y`` and
-    distinct from it, save allocations; the result is then ``out``.
+    infinities, others are finite elements beyond the grid; None: ``y`` itself. ``out`` and ``scratch``, both contiguous,
+    of the shape and dtype of ``y`` and distinct from it, save allocations; the result is then ``out``.
     """
     if path_of(grid, y.dtype) == "float64" and y.dtype is not torch.float64:
         return _copy(round_nearest_even(y.double(), grid, saturation, x=x).to(y.dtype), out)

@@ -186,7 +186,7 @@ def _declare(library: ctypes.CDLL) -> None:
     pointer, integer, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
     library.altgrad_cast.argtypes = [
         *(pointer, pointer, pointer, pointer, long, long),  # kind, table, x, q, rows, columns
-        *(pointer, pointer, pointer, long, long),  # inverse, scale, multiplier, block
+        *(pointer, pointer, long, long),  # scale, multiplier, block
         *(pointer, long, long),  # keys, number of the first element, columns of the whole
         *(pointer, integer),  # statistics, threads
     ]

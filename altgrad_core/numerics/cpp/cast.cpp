@@ -45,6 +45,7 @@ struct Work {
     int rounding, saturation;
     Draw draw;
     bool counts;
+    Limits limits;
 
     // Whether all that is beyond the largest value becomes it.
     bool saturates() const {
@@ -523,7 +524,7 @@ void cast_in_registers(const Work& w, CastRun run, RoundTile round, int64_t at, 
     tally.add(sums, w.error_unit());
     if (!over && !under) return;
     if (g.path == kMagic && w.rounding == kNearestEven) {
-        Outside outside(x, w.x_type, whole, r.inverse, w.blocks, in_units ? *w.scale : 0.0f, g);
+        Outside outside{x, w.x_type, whole, w.blocks ? r.inverse : nullptr, w.limits};
         if (over) outside.count_over(c);
         if (under) outside.count_under(zeros, c);
     } else {
@@ -547,9 +548,8 @@ struct Kind {
 // `keys`, `number` (of the first element), `whole_columns`: the draw of stochastic rounding. `statistics`: 10 doubles,
 // or null.
 void altgrad_cast(const Kind* kind, const Table* table, const void* x, void* q, int64_t rows, int64_t columns,
-                  const float* inverse, const float* scale, const float* multiplier, int64_t block_rows,
-                  int64_t block_columns, const uint32_t* keys, int64_t number, int64_t whole_columns, double* statistics,
-                  int threads) {
+                  const float* scale, const float* multiplier, int64_t block_rows, int64_t block_columns,
+                  const uint32_t* keys, int64_t number, int64_t whole_columns, double* statistics, int threads) {
     const float one = 1.0f;
     Work w;
     w.grid = kind->grid;
@@ -557,13 +557,17 @@ void altgrad_cast(const Kind* kind, const Table* table, const void* x, void* q, 
     w.x = x; w.q = q; w.x_type = kind->x_type; w.q_type = kind->q_type;
     w.blocks = block_columns != 0;
     w.multiplies = multiplier && (w.blocks || *multiplier != 1.0f);
-    w.inverse = inverse; w.scale = scale; w.multiplier = multiplier ? multiplier : &one;
-    w.scales = w.blocks || *inverse != 1.0f;
+    w.scale = scale; w.multiplier = multiplier ? multiplier : &one;
     w.rounding = kind->rounding; w.saturation = kind->saturation;
     w.draw = {keys, number, kind->random_bits};
     w.counts = statistics != nullptr;
     const Grid& g = w.grid;
     int64_t scales = w.blocks ? ((rows + block_rows - 1) / block_rows) * ((columns + block_columns - 1) / block_columns) : 1;
+    std::vector<float> inverses(scales);
+    for (int64_t i = 0; i < scales; ++i) inverses[i] = 1.0f / scale[i];
+    w.inverse = inverses.data();
+    w.scales = w.blocks || inverses[0] != 1.0f;
+    if (w.counts && !table && g.path == kMagic) w.limits = Limits(g, w.blocks ? 1.0f : inverses[0]);
     w.exact_scale = w.exact_narrow = true;
     if (w.counts)
         for (int64_t i = 0; i < scales; ++i) w.exact_scale &= (float_to_bits(scale[i]) & 0x7fffffu) == 0;

@@ -121,82 +121,85 @@ void count_small(const float* x, const float* q, int64_t n, const Grid& g, Count
     c.field[3] += sum_of(subnormal);
 }
 
-// What became too large, and what small, under nearest even on the magic path: from thresholds.
+// The largest number that times `inverse`, rounded, is not above `limit`.
+inline float last_within(float limit, float inverse) {
+    inverse = std::fabs(inverse);  // a scale below zero, which nobody checked, means nothing, but ends
+    float x = std::fmin(limit / inverse, bits_to_float(kExponent - 1u));
+    while (x * inverse > limit) x = std::nextafter(x, 0.0f);
+    for (float next; (next = std::nextafter(x, INFINITY)) * inverse <= limit;) x = next;
+    return x;
+}
+
+// The last magnitudes that nearest even on the magic path makes zero, or subnormal, or does not clamp: of x, or where
+// scales differ of x / scale.
+struct Limits {
+    float vanishes = 0, subnormal = 0, finite = 0;
+
+    Limits() = default;
+    Limits(const Grid& g, float inverse) {
+        // On a tie: to zero, code 0; to the smallest normal, an even code, not to the largest subnormal.
+        vanishes = last_within(g.min_positive / 2, inverse);
+        subnormal = g.min_normal ? last_within(std::nextafter(g.min_normal - g.min_positive / 2, 0.0f), inverse) : 0.0f;
+        float last = g.threshold_rounds_to_max ? g.overflow_threshold : std::nextafter(g.overflow_threshold, 0.0f);
+        finite = last_within(last, inverse);
+    }
+};
+
+// Counts what is beyond them.
 struct Outside {
     const void* x;
     int type;
     int64_t n;
-    const float* inverse;  // of the scale: one, or one an element
-    bool each;
-    F vanishes, small, most;  // in units of the scale, or of x where its product with each of them is exact
-    bool of_x;
+    const float* inverse;  // of the scale, one an element; or null
+    const Limits& limits;
 
-    Outside(const void* x, int type, int64_t n, const float* inverse, bool each, float exact_scale, const Grid& g)
-        : x(x), type(type), n(n), inverse(inverse), each(each) {
-        // On a tie: to zero, code 0; to the smallest normal, an even code, not to the largest subnormal.
-        float least = g.min_positive / 2, normal = g.min_normal ? g.min_normal - least : 0.0f;
-        float last = g.threshold_rounds_to_max ? g.overflow_threshold : std::nextafter(g.overflow_threshold, 0.0f);
-        of_x = exact_scale != 0.0f && (double)least * exact_scale >= 0x1p-126 && (double)last * exact_scale < 0x1p128;
-        float unit = of_x ? exact_scale : 1.0f;
-        vanishes = splat(least * unit);
-        small = splat(normal * unit);
-        most = splat(last * unit);
-    }
-
-    F size_at(int64_t i) const {
-        F v = type == kFloat32 ? load((const float*)x + i) : widen((const uint16_t*)x + i);
-        if (!of_x) v *= each ? load(inverse + i) : splat(*inverse);
-        return size_of(v);
-    }
-    // 16 bits tell whether a bfloat16 number is above a threshold.
-    bool halves() const { return of_x && type == kBFloat16 && n % (2 * kLanes) == 0; }
+    F number_at(int64_t i) const { return type == kFloat32 ? load((const float*)x + i) : widen((const uint16_t*)x + i); }
+    F size_at(int64_t i) const { return size_of(inverse ? number_at(i) * load(inverse + i) : number_at(i)); }
+    // 16 bits tell whether a bfloat16 number is above a float32 one.
+    bool halves() const { return !inverse && type == kBFloat16 && n % (2 * kLanes) == 0; }
     W halves_at(int64_t i) const { return *(const W*)((const uint16_t*)x + i) & (uint16_t)0x7fff; }
+    static uint16_t half(float limit) { return (uint16_t)(float_to_bits(limit) >> 16); }
     static int64_t sum_of_halves(W counts) { return sum_of((I)((U)counts & 0xffffu)) + sum_of((I)((U)counts >> 16)); }
 
     void count_over(Counts& c) const {
         if (halves()) {
-            uint16_t last = (uint16_t)(float_to_bits(most[0]) >> 16);
             W over{};
-            for (int64_t i = 0; i < n; i += 2 * kLanes) over -= (W)(halves_at(i) > last);
+            for (int64_t i = 0; i < n; i += 2 * kLanes) over -= (W)(halves_at(i) > half(limits.finite));
             c.field[1] += sum_of_halves(over);
         } else {
             I over{};
-            for (int64_t i = 0; i < n; i += kLanes) over -= (I)(size_at(i) > most);
+            for (int64_t i = 0; i < n; i += kLanes) over -= (I)(size_at(i) > limits.finite);
             c.field[1] += sum_of(over);
         }
     }
     // Zeros became zero, but did not vanish.
     void count_under(bool zeros, Counts& c) const {
-        int64_t vanished, below, were_zero = 0;
+        int64_t gone, below, nothing = 0;
         if (halves()) {
-            uint16_t least = (uint16_t)(float_to_bits(vanishes[0]) >> 16);
-            uint16_t normal = (uint16_t)((float_to_bits(small[0]) + 0xffffu) >> 16);
-            W gone{}, lower{}, nothing{};
+            W zero{}, vanished{}, subnormal{};
             for (int64_t i = 0; i < n; i += 2 * kLanes) {
                 W size = halves_at(i);
-                gone -= (W)(size <= least);
-                lower -= (W)(size < normal);
-                nothing -= (W)(size == (uint16_t)0);
+                zero -= (W)(size == (uint16_t)0);
+                vanished -= (W)(size <= half(limits.vanishes));
+                subnormal -= (W)(size <= half(limits.subnormal));
             }
-            vanished = sum_of_halves(gone);
-            below = sum_of_halves(lower);
-            were_zero = sum_of_halves(nothing);
+            nothing = sum_of_halves(zero);
+            gone = sum_of_halves(vanished);
+            below = sum_of_halves(subnormal);
         } else {
-            I gone{}, lower{}, nothing{};
+            I zero{}, vanished{}, subnormal{};
             for (int64_t i = 0; i < n; i += kLanes) {
                 F size = size_at(i);
-                gone -= (I)(size <= vanishes);
-                lower -= (I)(size < small);
+                vanished -= (I)(size <= limits.vanishes);
+                subnormal -= (I)(size <= limits.subnormal);
             }
-            if (zeros)
-                for (int64_t i = 0; i < n; i += kLanes)
-                    nothing -= (I)((type == kFloat32 ? load((const float*)x + i) : widen((const uint16_t*)x + i)) == 0.0f);
-            vanished = sum_of(gone);
-            below = sum_of(lower);
-            were_zero = sum_of(nothing);
+            for (int64_t i = 0; zeros && i < n; i += kLanes) zero -= (I)(number_at(i) == 0.0f);
+            nothing = sum_of(zero);
+            gone = sum_of(vanished);
+            below = sum_of(subnormal);
         }
-        c.field[2] += vanished - were_zero;
-        if (below > vanished) c.field[3] += below - vanished;
+        c.field[2] += gone - nothing;
+        if (below > gone) c.field[3] += below - gone;
     }
 };
 
