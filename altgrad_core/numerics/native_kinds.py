@@ -40,7 +40,8 @@ class _Grid(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("path", "mantissa_bits", "bias", "is_signed", "has_inf", "has_nan")),
-        *((name, ctypes.c_int32) for name in ("has_negative_zero", "threshold_rounds_to_max")),
+        *((name, ctypes.c_int32) for name in ("has_negative_zero", "threshold_rounds_to_max", "sums")),
+        ("sums_to", ctypes.c_float),
         *((name, ctypes.c_float) for name in ("first_power", "min_normal", "min_positive", "max_finite")),
         *((name, ctypes.c_float) for name in ("overflow_threshold", "beyond", "lifts_below", "lift", "lift_more")),
         ("limit", ctypes.c_double),
@@ -100,7 +101,7 @@ def _pointers(
         table = _native_table(format, rounding, saturation)
         _KEPT.append(table)
         # What a grid's numbers say of a table: no subnormals, and what bfloat16 must hold.
-        grid = _Grid(0, 0, 0, 1, 0, 0, 1, 1, 1.0, 0.0, format.min_positive, format.max_finite, math.inf, math.inf)
+        grid = _Grid(0, 0, 0, 1, 0, 0, 1, 1, 0, 0.0, 1.0, 0.0, format.min_positive, format.max_finite, math.inf, math.inf)
     else:
         grid = _native_grid(grid_of(format))
     numbers = (TYPES[x_type], TYPES[q_type], ROUNDINGS.index(rounding), SATURATIONS.index(saturation), random_bits)
@@ -120,14 +121,17 @@ def grid_pointer(grid: Grid) -> ctypes.c_void_p:
 
 def _native_grid(grid: Grid) -> _Grid:
     first_power = 2.0 ** (1 - grid.bias)
+    lifts_below, sums_to = max(first_power, 2.0**-126), min(2.0 ** (104 + grid.mantissa_bits), grid.max_finite)
+    sums = 1 <= grid.mantissa_bits <= 21 and sums_to > lifts_below
     # What is lifted becomes 1 and above; float32's subnormals become integers where the first power is among them.
     lift = max(grid.bias - 1, 0) if grid.bias <= 127 else 149
     return _Grid(
         *(path_in_kernel(grid), grid.mantissa_bits, grid.bias, grid.signed, grid.has_inf, grid.has_nan),
-        *(grid.has_negative_zero, grid.threshold_rounds_to_max),
+        *(grid.has_negative_zero, grid.threshold_rounds_to_max, sums, sums_to),
         *(first_power, grid.min_normal, grid.min_positive, grid.max_finite),
         *(grid.overflow_threshold, grid.beyond),  # of bf16 both are infinity in float32
-        *(max(first_power, 2.0**-126), 2.0 ** min(lift, 126), 2.0 ** max(lift - 126, 0), grid.max_finite),
+        *(lifts_below, 2.0 ** min(lift, 126), 2.0 ** max(lift - 126, 0)),
+        grid.max_finite,
     )
 
 

@@ -183,14 +183,11 @@ Stage scale_tile(const Work& w, int64_t at, int64_t number, int64_t n, Tiles& t)
 }
 
 template <int path, int rounding>
-void round_tile(const Stage& s, const uint32_t* random, int bits, float most, const Grid& g) {
-    F bound = splat(most);
+void round_tile(const Stage& s, const uint32_t* random, int bits, float bound, const Grid& g) {
     for (int64_t i = 0; i < s.m; i += kLanes) {
         F v = load(s.y + i);
-        U sign = u(v) & kSign;
-        F z = smaller(bound, size_of(v));
-        U r = rounding == kStochastic ? load(random + i) : U{};
-        F rounded = round_magnitude<path, rounding>(z, sign, r, bits, g);
+        U sign = u(v) & kSign, r = rounding == kStochastic ? load(random + i) : U{};
+        F rounded = round_magnitude<path, rounding>(size_of(v), bound, sign, r, bits, g);
         if (!g.has_negative_zero) sign = select((I)(rounded == 0.0f), U{}, sign);
         store(s.q + i, f(u(rounded) | sign));
     }
@@ -344,16 +341,16 @@ struct Lane {
     const bool scales, in_units;
     const uint32_t key_high;
     const int bits;
-    const F max, inverse, scale;
+    const F inverse, scale;
     Sums sums;
 
     // Magnitudes x, rounded as x / scale; `negative`: what an unsigned format has no value for.
     inline F operator()(F x, I negative, F inverse_of_each, F scale_of_each, U number) {
         F y = each ? x * inverse_of_each : scales ? x * inverse : x;
-        F z = smaller(max, y);
+        F z = y;
         if (!g.is_signed) z = select(negative & (I)(y == y), F{}, z);
         U random = rounding == kStochastic ? hashed(number, key_high) : U{};
-        F q = round_magnitude<path, rounding>(z, U{}, random, bits, g);
+        F q = round_magnitude<path, rounding>(z, g.max_finite, U{}, random, bits, g);
         if (counts) {
             if (each) sums.y.add(y);
             F error = in_units ? q - y : multiply_add(q, each ? scale_of_each : scale, -x);
@@ -369,7 +366,7 @@ void cast_run(const Run& run, const Work& w, Sums& sums) {
     const uint32_t key_low = key ? key[0] : 0, key_high = key ? key[1] : 0;
     // Copies, which the stores to q cannot be suspected of changing.
     Lane<path, rounding, each, counts> lane{
-        w.grid, run, w.scales, w.errors_in_units(), key_high, w.draw.bits, splat(w.grid.max_finite), splat(*run.inverse),
+        w.grid, run, w.scales, w.errors_in_units(), key_high, w.draw.bits, splat(*run.inverse),
         splat(*run.scale), sums};
     const Grid& g = lane.g;
     const Run& r = lane.r;

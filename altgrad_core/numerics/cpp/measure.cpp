@@ -52,12 +52,11 @@ struct Update {
 template <int path>
 void count_updates(const Update& u_, int64_t at, int64_t n, double* out) {
     const Grid g = u_.grid;
-    const F inverse = splat(u_.inverse), max = splat(g.max_finite), top = splat((float)u_.max_power);
+    const F inverse = splat(u_.inverse), top = splat((float)u_.max_power);
     I unchanged{}, wanted{}, stalled{}, same{};
     D moved_low{}, moved_high{};
     auto value = [&](F y) {
-        F z = smaller(max, f(u(y) & kMagnitude));
-        F q = round_magnitude<path, kNearestEven>(z, u(y) & kSign, U{}, 0, g);
+        F q = round_magnitude<path, kNearestEven>(size_of(y), g.max_finite, u(y) & kSign, U{}, 0, g);
         return u(q) | (u(y) & kSign);
     };
     int64_t whole = n / kLanes * kLanes;

@@ -13,6 +13,8 @@ enum Rounding { kNearestEven = 0, kNearestAway, kTowardZero, kUp, kDown, kStocha
 
 struct Grid {
     int32_t path, mantissa_bits, bias, is_signed, has_inf, has_nan, has_negative_zero, threshold_rounds_to_max;
+    int32_t sums;        // kLifted: whether a sum rounds, too, from lifts_below to
+    float sums_to;       // here, at most the largest value
     float first_power;   // 2^(1 - bias): below it the spacing stays the same
     float min_normal;    // 0 for fixed point
     float min_positive, max_finite, overflow_threshold, beyond;
@@ -112,15 +114,26 @@ inline F round_lifted(F z, U sign, U random, int bits, const Grid& g) {
     return q * down_more * down;
 }
 
-// Magnitudes z (at most beyond, or NaN) to magnitudes of the grid.
+// The sum's spacing is one unit, with p the power of two below z: the addition itself rounds, ties to even.
+inline F round_sum(F z, F p, const Grid& g) {
+    float c = bits_to_float((uint32_t)(127 + 23 - g.mantissa_bits) << 23) * 1.5f;
+    return multiply_add(p, splat(-c), multiply_add(p, splat(c), z));
+}
+
+// Magnitudes, or NaN, to magnitudes of the grid: of those above `bound`, which is the largest value or what would come
+// next, to the bound.
 template <int path, int rounding>
-inline F round_magnitude(F z, U sign, U random, int bits, const Grid& g) {
+inline F round_magnitude(F size, float bound, U sign, U random, int bits, const Grid& g) {
+    // An unsigned difference tells what is too small, too large, or NaN, which is rare.
+    uint32_t least = float_to_bits(path == kLifted ? g.lifts_below : g.first_power);
+    if (path == kLifted && rounding == kNearestEven && g.sums) {
+        uint32_t most = float_to_bits(g.sums_to);
+        if (!any_above(u(size) - least, splat(most - least))) return round_sum(size, f(u(size) & kExponent), g);
+    }
+    F z = smaller(splat(bound), size);
     if (path == kBits) return select((I)(z != z), z, round_bits<rounding>(z, sign, random, bits, g));
     if (path == kMagic && rounding != kStochastic) {
-        // The sum's spacing is one unit: the addition itself rounds, ties to even.
-        F p = f(power_bits(z, g.first_power));
-        float c = bits_to_float((uint32_t)(127 + 23 - g.mantissa_bits) << 23) * 1.5f;
-        F q = multiply_add(p, splat(-c), multiply_add(p, splat(c), z));
+        F p = f(power_bits(z, g.first_power)), q = round_sum(z, p, g);
         if (rounding == kNearestEven) return q;
         F unit = p * bits_to_float((uint32_t)(127 - g.mantissa_bits) << 23);
         if (rounding == kNearestAway) return q + select((I)(z - q == unit * 0.5f), unit, F{});
@@ -129,8 +142,6 @@ inline F round_magnitude(F z, U sign, U random, int bits, const Grid& g) {
         I away = (I)(q < z) & (rounding == kUp ? (I)(sign == 0u) : (I)(sign != 0u));
         return q + select(away, unit, F{});
     }
-    // What is below the first power, and NaN, is rare: an unsigned difference tells both.
-    uint32_t least = float_to_bits(path == kLifted ? g.lifts_below : g.first_power);
     F q = round_bits<rounding>(z, sign, random, bits, g);
     if (!any_above(u(z) - least, splat(kExponent - least))) return q;
     q = select((I)(z != z), z, q);
