@@ -1,7 +1,7 @@
 """The native CPU kernels: C++ files, compiled by the machine's compiler when a cast first wants them.
 
 The compiled library lies in the user's cache folder under a name made of the source, the compiler and the processor, so
-that it is built once (about a second) and never used where it does not belong. It links nothing but the OpenMP runtime
+that it is built once (some seconds) and never used where it does not belong. It links nothing but the OpenMP runtime
 that torch has loaded: its threads are torch's threads. Where there is no compiler, or the folder cannot be written, or
 ``ALTGRAD_KERNEL=torch`` says so, casts use tensor operations and give the same bits; ``status()`` tells which and why.
 """

@@ -13,7 +13,8 @@ In the units of x, the tensor that was cast:
     error_power   sum of (scale * q - x)^2 over the finite elements; q of an overflow counts as the largest finite value
 
 The vector is float64: counts are exact to 2^53, and squares of float32 numbers do not overflow. Within pieces of a tensor
-the squares of numbers of ordinary size are added up in float32, so that the two powers are good to about five digits.
+the squares of numbers of ordinary size are added up in float32, so that the two powers are good to about five digits; the
+errors themselves are rounded once, whatever the scale.
 """
 
 from __future__ import annotations

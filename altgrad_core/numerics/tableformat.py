@@ -43,8 +43,6 @@ class TableFormat(Format):
     """The code of each of ``numbers``, that of +0 for zero."""
     constants: str = attrs.field(init=False, eq=False, repr=False)
     """``table`` and ``beyond`` as text, from which ``altgrad_core.numerics.tables`` derives what a cast needs."""
-    _fits: tuple[bool, bool] = attrs.field(init=False, eq=False, repr=False)
-    """Whether every finite value is exactly a bfloat16 value; a float32 value."""
 
     def __attrs_post_init__(self) -> None:
         self._check()
@@ -66,8 +64,6 @@ class TableFormat(Format):
             )
         ends = () if self.beyond is None else self.beyond
         put(self, "constants", " ".join(repr(value) for value in (*self.table, *ends)))
-        holders = ((8, -133), (24, -149))
-        put(self, "_fits", tuple(all(_significand_fits(value, *one) for value in self.numbers) for one in holders))
 
     def _check(self) -> None:
         size, name = len(self.table), self.name
@@ -151,12 +147,12 @@ class TableFormat(Format):
     @property
     def fits_bfloat16(self) -> bool:
         """Whether every finite value is exactly a bfloat16 value."""
-        return self._fits[0]
+        return all(_significand_fits(value, 8, -133) for value in self.numbers)
 
     @property
     def fits_float32(self) -> bool:
         """Whether every finite value is exactly a float32 value."""
-        return self._fits[1]
+        return all(_significand_fits(value, 24, -149) for value in self.numbers)
 
     def value(self, code: int) -> float:
         """Return the value of a code in ``range(2 ** bits)``; raises ``ValueError`` outside it."""

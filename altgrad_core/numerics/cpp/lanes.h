@@ -44,6 +44,8 @@ inline float bits_to_float(uint32_t b) { float v; std::memcpy(&v, &b, 4); return
 inline uint32_t float_to_bits(float v) { uint32_t b; std::memcpy(&b, &v, 4); return b; }
 inline F select(I mask, F a, F b) { return mask ? a : b; }
 inline U select(I mask, U a, U b) { return mask ? a : b; }
+// Quiet: its first 16 bits are a NaN, too.
+inline F nan() { return f(splat(0x7fc00000u)); }
 inline F size_of(F v) { return f(u(v) & kMagnitude); }
 
 // The second operand where either is NaN.

@@ -131,7 +131,7 @@ inline F round_magnitude(F size, float bound, U sign, U random, int bits, const 
         if (!any_above(u(size) - least, splat(most - least))) return round_sum(size, f(u(size) & kExponent), g);
     }
     F z = smaller(splat(bound), size);
-    if (path == kBits) return select((I)(z != z), z, round_bits<rounding>(z, sign, random, bits, g));
+    if (path == kBits) return select((I)(z != z), nan(), round_bits<rounding>(z, sign, random, bits, g));
     if (path == kMagic && rounding != kStochastic) {
         F p = f(power_bits(z, g.first_power)), q = round_sum(z, p, g);
         if (rounding == kNearestEven) return q;
@@ -144,7 +144,7 @@ inline F round_magnitude(F size, float bound, U sign, U random, int bits, const 
     }
     F q = round_bits<rounding>(z, sign, random, bits, g);
     if (!any_above(u(z) - least, splat(kExponent - least))) return q;
-    q = select((I)(z != z), z, q);
+    q = select((I)(z != z), nan(), q);
     // Zero is right as it is.
     I below = (I)(z < bits_to_float(least)) & (I)(z > 0.0f);
     if (!any(below)) return q;

@@ -390,6 +390,20 @@ def test_narrow_blocks_on_two_threads(width: int, both) -> None:
     assert first.max() == 100.0
 
 
+@pytest.mark.parametrize("name", ["bf16", "e8m3", "e8m3fnuz", "e4m3fn", "e7m0f", "binary8p3ue", "posit8"])
+def test_nan_stays_nan_whatever_its_payload(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that lies in the bits that bfloat16 has not, or whose sum with half a unit would carry into the sign."""
+    choose(monkeypatch, "auto")
+    bits = torch.tensor([0x7F800001, 0x7F80FFFF, 0x7FFFFFFF, 0x7FC00000]).repeat(20)
+    x = torch.cat([bits, bits - 2**31]).to(torch.int32).view(torch.float32)
+    for rounding, count in itertools.product(ROUNDINGS, (False, True)):
+        if name == "posit8" and rounding == "stochastic":
+            continue
+        for out in (torch.float32, torch.bfloat16):
+            q, _ = cast(x, name, rounding=rounding, draw=Draw(seed=1), dtype=out, statistics=count)
+            assert q.isnan().all(), (rounding, count, out)
+
+
 def test_negated_views_traces_and_default_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.fx.experimental.proxy_tensor import make_fx
 
