@@ -101,7 +101,9 @@ def _pointers(
         table = _native_table(format, rounding, saturation)
         _KEPT.append(table)
         # What a grid's numbers say of a table: no subnormals, and what bfloat16 must hold.
-        grid = _Grid(0, 0, 0, 1, 0, 0, 1, 1, 0, 0.0, 1.0, 0.0, format.min_positive, format.max_finite, math.inf, math.inf)
+        grid = _Grid(
+            0, 0, 0, 1, 0, 0, 1, 1, 0, 0.0, 1.0, 0.0, format.min_positive, format.max_finite, math.inf, math.inf
+        )
     else:
         grid = _native_grid(grid_of(format))
     numbers = (TYPES[x_type], TYPES[q_type], ROUNDINGS.index(rounding), SATURATIONS.index(saturation), random_bits)
