@@ -24,11 +24,12 @@ from altgrad_core.numerics.stochastic import Draw
 
 # Beyond this size a call of the slowest peers takes seconds.
 SLOW_LIMIT = 2**20
-# One of each way to round (float32, its bits, float64), of signed, unsigned and both ends of the splits.
+# One of each way to round (a sum, the bits, lifted or float64), of signed, unsigned and both ends of the splits.
 FORMATS = [
     *("e4m3fn", "e5m2", "e3m2fn", "e2m1fn", "e7m0f", "e0m7f", "e4m3fnuz", "binary8p4se", "binary8p4ue"),
     *("fp16", "bf16", "tf32", "e8m3", "e8m3fnuz", "e5m22"),
 ]
+TABLES = ["posit8", "takum8", "nf4"]
 
 
 @attrs.frozen(kw_only=True)
@@ -48,8 +49,10 @@ class Contender:
 def altgrad(x: Tensor, native: bool) -> list[Contender]:
     """AltGrad's: the default way (with the native kernel where there is one), and tensor operations."""
     found = []
-    dtype, formats = x.dtype, {name: get_format(name) for name in FORMATS}
+    dtype, formats = x.dtype, {name: get_format(name) for name in (*FORMATS, *TABLES)}
     draw, scale, e4m3fn = Draw(seed=1, name="x"), torch.tensor(0.25), formats["e4m3fn"]
+    short = x.view(-1)[: x.numel() // 24 * 24].view(-1, 24)
+    of_rows, of_blocks = torch.full((len(short), 1), 0.25), torch.full((len(x), x.shape[-1] // 32), 0.25)
     for kernel in ("native", "torch") if native else ("torch",):
 
         def add(name: str, run: Callable[[], object], kernel: str = kernel) -> None:
@@ -64,6 +67,8 @@ def altgrad(x: Tensor, native: bool) -> list[Contender]:
         add("e4m3fn stochastic", lambda: cast(x, e4m3fn, dtype=dtype, rounding="stochastic", draw=draw))
         add("e4m3fn up", lambda: cast(x, e4m3fn, dtype=dtype, rounding="up"))
         add("e4m3fn saturation none", lambda: cast(x, e4m3fn, dtype=dtype, saturation="none"))
+        add("e4m3fn in rows of 24", lambda: cast(short, e4m3fn, scale=of_rows, block=(1, 24), dtype=dtype))
+        add("e4m3fn in blocks of 32", lambda: cast(x, e4m3fn, scale=of_blocks, block=(1, 32), dtype=dtype))
         for name in ("mxfp8_e4m3", "mxfp4", "nvfp4"):
             add(name, lambda name=name: quantize(x, name))
     if dtype is torch.float32:

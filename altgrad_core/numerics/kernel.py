@@ -107,16 +107,18 @@ def round_nearest_even(
     grid: Grid,
     saturation: Saturation = "finite",
     *,
+    x: Tensor | None = None,
     out: Tensor | None = None,
     scratch: Tensor | None = None,
 ) -> Tensor:
     """Return the values of the grid nearest to ``y`` (float32 or float64, any shape), ties to the even code.
 
-    ``y`` is not changed. NaN stays NaN. ``out`` and ``scratch``, both contiguous, of the shape and dtype of ``y`` and
-    distinct from it, save allocations; the result is then ``out``.
+    ``y`` is not changed. NaN stays NaN. ``x`` is what ``y`` was before it was scaled: only its infinities are
+    infinities, others are finite elements beyond the grid; None: ``y`` itself. ``out`` and ``scratch``, both contiguous,
+    of the shape and dtype of ``y`` and distinct from it, save allocations; the result is then ``out``.
     """
     if path_of(grid, y.dtype) == "float64" and y.dtype is not torch.float64:
-        return _copy(round_nearest_even(y.double(), grid, saturation).to(y.dtype), out)
+        return _copy(round_nearest_even(y.double(), grid, saturation, x=x).to(y.dtype), out)
     saturates = saturation != "none" or not (grid.has_inf or grid.has_nan)
     # With no saturation the grid goes on for one value, so that overflow is decided after rounding.
     bound = grid.max_finite if saturates else grid.beyond
@@ -137,7 +139,7 @@ def round_nearest_even(
         c = math.ldexp(1.5, _significand(y.dtype) - grid.mantissa_bits)
         q = torch.sub(torch.add(z, power, alpha=c, out=out), power, alpha=c, out=out)
     if saturation != "finite":
-        q = _copy(_specials(q, y, grid, saturation), out)
+        q = _copy(_specials(q, y if x is None else x, grid, saturation), out)
     return torch.copysign(q, y, out=out) if grid.has_negative_zero else torch.add(q, 0.0, out=out)
 
 
@@ -186,13 +188,13 @@ def _round_bits(z: Tensor, mantissa_bits: int) -> Tensor:
     return torch.where(torch.isnan(z), z, rounded.view(torch.float32))  # a NaN's payload may carry into the sign
 
 
-def _specials(q: Tensor, y: Tensor, grid: Grid, saturation: Saturation) -> Tensor:
+def _specials(q: Tensor, x: Tensor, grid: Grid, saturation: Saturation) -> Tensor:
     """Put Inf and NaN where ``propagate`` and ``none`` want them; for formats that have neither nothing changes."""
     if saturation == "propagate":
         if not grid.has_inf:
             return q
-        kept = torch.isinf(y) if grid.signed else y == math.inf
-        return torch.where(kept, y, q)
+        kept = torch.isinf(x) if grid.signed else x == math.inf
+        return torch.where(kept, x, q)
     if not (grid.has_inf or grid.has_nan):
         return q
     overflow = q.abs() > grid.max_finite if grid.signed else q > grid.max_finite

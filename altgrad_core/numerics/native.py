@@ -1,7 +1,7 @@
-"""The native CPU kernels: two C++ files, compiled by the machine's compiler when a cast first wants them.
+"""The native CPU kernels: C++ files, compiled by the machine's compiler when a cast first wants them.
 
 The compiled library lies in the user's cache folder under a name made of the source, the compiler and the processor, so
-that it is built once (about a second) and never used where it does not belong. It links nothing but the OpenMP runtime
+that it is built once (some seconds) and never used where it does not belong. It links nothing but the OpenMP runtime
 that torch has loaded: its threads are torch's threads. Where there is no compiler, or the folder cannot be written, or
 ``ALTGRAD_KERNEL=torch`` says so, casts use tensor operations and give the same bits; ``status()`` tells which and why.
 """
@@ -25,8 +25,8 @@ from altgrad_core.errors import AltgradError, unknown
 from altgrad_core.files import cache_folder
 
 _FOLDER = Path(__file__).with_name("cpp")
-SOURCES = (_FOLDER / "cast.cpp", _FOLDER / "measure.cpp")
-_HEADER = _FOLDER / "lanes.h"
+SOURCES = tuple(sorted(_FOLDER.glob("*.cpp")))
+_HEADERS = tuple(sorted(_FOLDER.glob("*.h")))
 KERNELS = ("auto", "native", "torch")
 _TIMEOUT_S = 120
 # Contraction would fuse a product that is not exact into a sum; without traps and errno comparisons become masks.
@@ -113,7 +113,7 @@ def _fingerprint(compiler: str) -> str:
         version = subprocess.run([compiler, "--version"], capture_output=True, timeout=_TIMEOUT_S, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise _Unavailable(f"{compiler} --version does not work ({error})") from error
-    parts = [path.read_bytes() for path in (*SOURCES, _HEADER)]
+    parts = [path.read_bytes() for path in (*SOURCES, *_HEADERS)]
     parts += [repr(_FLAGS).encode(), version, _processor(), (_openmp() or "").encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
@@ -186,7 +186,7 @@ def _declare(library: ctypes.CDLL) -> None:
     pointer, integer, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
     library.altgrad_cast.argtypes = [
         *(pointer, pointer, pointer, pointer, long, long),  # kind, table, x, q, rows, columns
-        *(pointer, pointer, pointer, long, long),  # inverse, scale, multiplier, block
+        *(pointer, pointer, long, long),  # scale, multiplier, block
         *(pointer, long, long),  # keys, number of the first element, columns of the whole
         *(pointer, integer),  # statistics, threads
     ]

@@ -79,16 +79,19 @@ def carries(fraction: Tensor, bits: Tensor, random_bits: int) -> Tensor:
     return threshold + (bits >> (32 - random_bits)).double() >= 2.0**random_bits
 
 
-def overflows(r: Tensor, y: Tensor, grid: Grid) -> Tensor:
-    """Tell which finite elements of ``y`` rounded to something beyond the grid; ``r`` is ``round_unsaturated``'s."""
+def overflows(r: Tensor, x: Tensor, grid: Grid) -> Tensor:
+    """Tell which finite elements of ``x`` rounded to something beyond the grid; ``r`` is ``round_unsaturated``'s."""
     over = r.abs() > grid.max_finite
     if not grid.signed:
         over = over | (r < 0)
-    return over & torch.isfinite(y)
+    return over & torch.isfinite(x)
 
 
-def saturate(r: Tensor, y: Tensor, grid: Grid, rounding: Rounding, saturation: Saturation) -> Tensor:
-    """Return ``r``, which ``round_unsaturated`` made of ``y``, with what is beyond the grid put where it belongs."""
+def saturate(r: Tensor, y: Tensor, x: Tensor, grid: Grid, rounding: Rounding, saturation: Saturation) -> Tensor:
+    """Return ``r``, which ``round_unsaturated`` made of ``y``, with what is beyond the grid put where it belongs.
+
+    ``x`` tells infinities from finite elements whose quotient ``y`` is none.
+    """
     over = r.abs() > grid.max_finite
     negative = torch.signbit(y)
     limit = torch.full_like(r, grid.max_finite)
@@ -100,7 +103,7 @@ def saturate(r: Tensor, y: Tensor, grid: Grid, rounding: Rounding, saturation: S
         outside = torch.full_like(r, math.inf if grid.has_inf else math.nan)
         if not grid.signed:
             outside = torch.where(negative, math.nan, outside)
-        inwards = torch.isfinite(y)
+        inwards = torch.isfinite(x)
         if rounding == "up":
             inwards = inwards & negative
         elif rounding == "down":
@@ -109,7 +112,7 @@ def saturate(r: Tensor, y: Tensor, grid: Grid, rounding: Rounding, saturation: S
             inwards = torch.zeros_like(inwards)
         beyond = torch.where(inwards, limit, outside)
     elif saturation == "propagate" and grid.has_inf:
-        kept = torch.isinf(y) if grid.signed else y == math.inf
+        kept = torch.isinf(x) if grid.signed else x == math.inf
         beyond = torch.where(kept, math.inf, limit)
     else:
         beyond = limit
@@ -128,23 +131,28 @@ def round_to_grid(
     bits: Tensor | None = None,
     random_bits: int = 32,
     *,
+    x: Tensor | None = None,
     count: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return what ``y`` (float32 or float64) rounds to, in its dtype, and which finite elements overflowed if asked."""
+    """Return what ``y`` (float32 or float64) rounds to, in its dtype, and which finite elements overflowed if asked.
+
+    ``x`` is what ``y`` was before it was scaled: a finite element that became infinite overflows as a finite one.
+    """
+    x = y if x is None else x
     # Next to the end of float64 the sum that rounds would overflow.
     if rounding == "nearest_even" and grid.beyond * 2.0 ** (53 - grid.mantissa_bits) < math.inf:
-        return round_nearest_even(y, grid, saturation), nearest_overflows(y, grid) if count else None
+        return round_nearest_even(y, grid, saturation, x=x), nearest_overflows(y, x, grid) if count else None
     wide = y.double() if rounding == "stochastic" or path_of(grid, y.dtype) != "float32" else y
     r = round_unsaturated(wide, grid, rounding, bits, random_bits)
-    over = overflows(r, wide, grid) if count else None
-    return saturate(r, wide, grid, rounding, saturation).to(y.dtype), over
+    over = overflows(r, x, grid) if count else None
+    return saturate(r, wide, x, grid, rounding, saturation).to(y.dtype), over
 
 
-def nearest_overflows(y: Tensor, grid: Grid) -> Tensor:
-    """Tell which finite elements of ``y`` (float32 or float64) round, nearest even, to something beyond the grid."""
+def nearest_overflows(y: Tensor, x: Tensor, grid: Grid) -> Tensor:
+    """Tell which finite elements of ``x`` round, as ``y`` and to nearest even, to something beyond the grid."""
     threshold = grid.overflow_threshold
     size = y.abs().double()
     over = size > threshold if grid.threshold_rounds_to_max else size >= threshold
     if not grid.signed:
         over = torch.where(y < 0, size > grid.min_positive / 2, over)
-    return over & torch.isfinite(y)
+    return over & torch.isfinite(x)

@@ -3,7 +3,8 @@
 In the units of x, the tensor that was cast:
 
     elements      how many
-    overflow      finite elements whose rounded value is beyond the largest finite one: clamped (or made Inf, NaN)
+    overflow      finite elements whose rounded value is beyond the largest finite one: clamped (or made Inf, NaN); also
+                  those whose quotient x / scale leaves the range of float32 (of float64 for such input)
     underflow     non-zero elements whose result is +0 or -0
     subnormal     elements whose result is subnormal in the format; always 0 for fixed point (E = 0), which has no
     normals nan, inf      elements that were NaN, or infinite, before the cast
@@ -11,10 +12,9 @@ In the units of x, the tensor that was cast:
     signal_power  sum of x^2 over the finite elements
     error_power   sum of (scale * q - x)^2 over the finite elements; q of an overflow counts as the largest finite value
 
-A finite element so large that x / scale leaves float32 (or float64 for such input) is not counted as overflow.
-
 The vector is float64: counts are exact to 2^53, and squares of float32 numbers do not overflow. Within pieces of a tensor
-the squares of numbers of ordinary size are added up in float32, so that the two powers are good to about five digits.
+the squares of numbers of ordinary size are added up in float32, so that the two powers are good to about five digits; the
+errors themselves are rounded once, whatever the scale.
 """
 
 from __future__ import annotations
@@ -49,6 +49,11 @@ _AMAX, _AMIN = FIELDS.index("amax"), FIELDS.index("amin")
 # element).
 _SQUARES_FROM, _SQUARES_TO = 1e-8, 1e15
 _NEVER = 1e38
+# A sum of squares from which on it does not matter what was too small for a square.
+_SQUARES_COUNT = 1e-29
+# From here on the parts of a product with the scale are normal numbers.
+_TINY = 1e-28
+# Mantissa bits up to which the scale can be split so that the error of an element is good to 2^-17 of itself.
 _SHORT = 5
 
 
@@ -153,21 +158,21 @@ def chunk_statistics(
     """
     grid = grid_of(format)
     if scale == 0.0:  # a tensor's value, which the caller did not check
-        return tensor_statistics(x, y, q, scale, nearest_overflows(y, grid), format).tolist()
+        return tensor_statistics(x, y, q, scale, nearest_overflows(y, x, grid), format).tolist()
     torch.abs(x, out=scratch)
     amax, amin = scratch.amax().item(), scratch.amin().item()
     scaled_amax = amax / scale
     exact_scale = math.frexp(scale)[0] == 0.5
-    usual = _SQUARES_FROM < scaled_amax < _SQUARES_TO and amax < _NEVER and grid.signed and x.numel() < 2**24
+    usual = _SQUARES_FROM < scaled_amax < _SQUARES_TO and _TINY < amax < _NEVER and grid.signed and x.numel() < 2**24
     if not usual or not (exact_scale or grid.mantissa_bits <= _SHORT):
-        return tensor_statistics(x, y, q, scale, nearest_overflows(y, grid), format).tolist()
+        return tensor_statistics(x, y, q, scale, nearest_overflows(y, x, grid), format).tolist()
     overflow = 0.0
     if scaled_amax >= grid.max_finite:
         torch.abs(y, out=scratch)
         compare = torch.gt if grid.threshold_rounds_to_max else torch.ge
         overflow = compare(scratch, grid.overflow_threshold, out=scratch).sum().item()
         if overflow and saturation == "none":  # Inf or NaN in q
-            return tensor_statistics(x, y, q, scale, nearest_overflows(y, grid), format).tolist()
+            return tensor_statistics(x, y, q, scale, nearest_overflows(y, x, grid), format).tolist()
     zeros = 0.0
     if amin == 0.0:
         zeros = torch.eq(x, 0.0, out=scratch).sum().item()
@@ -181,8 +186,17 @@ def chunk_statistics(
     signal = torch.dot(y, y).item()
     if exact_scale:
         error = torch.sub(q, y, out=scratch)
-    else:  # y is rounded, so go by x; the rounding of this product is far below the error of a short mantissa
-        error = torch.mul(q, scale, out=scratch).sub_(x).div_(scale)
+    else:  # y is rounded, so go by x: the product with the first bits of the scale is exact, and so is the difference
+        high = _first_bits(scale, 23 - grid.mantissa_bits)
+        error = torch.mul(q, high, out=scratch).sub_(x).add_(q, alpha=scale - high).div_(scale)
     noise = torch.dot(error, error).item()
+    if noise < _SQUARES_COUNT:  # some may have been too small for a square
+        return tensor_statistics(x, y, q, scale, nearest_overflows(y, x, grid), format).tolist()
     powers = [signal * scale * scale, noise * scale * scale]
     return [float(x.numel()), overflow, zero_results - zeros, subnormal, 0.0, 0.0, amax, amin, *powers]
+
+
+def _first_bits(value: float, bits: int) -> float:
+    """Return a positive number cut to its first ``bits`` significant bits."""
+    mantissa, exponent = math.frexp(value)
+    return math.ldexp(math.floor(math.ldexp(mantissa, bits)), exponent - bits)

@@ -20,6 +20,7 @@ from altgrad_core.numerics.codes import ulp
 from altgrad_core.numerics.formats import FloatFormat, Format
 from altgrad_core.numerics.kernel import grid_of
 from altgrad_core.numerics.native import status
+from altgrad_core.numerics.native_kinds import TYPES, grid_pointer
 
 _CHUNK = 1 << 17  # elements; a few float64 copies stay in the second-level cache
 
@@ -32,13 +33,13 @@ def moments(x: Tensor) -> Tensor:
     """
     x = x.detach()
     rows = x.reshape(len(x), -1) if x.dim() > 1 else x.reshape(1, -1)
-    if rows.numel() and x.dtype in native_cast.TYPES and native_cast.takes(x):
+    if rows.numel() and x.dtype in TYPES and native_cast.takes(x):
         library = status().library
         assert library is not None
         rows = rows.resolve_neg().contiguous()
         out = torch.empty(4, dtype=torch.float64, device="cpu")
         library.altgrad_moments(
-            rows.data_ptr(), native_cast.TYPES[x.dtype], *rows.shape, out.data_ptr(), native_cast.threads_for(rows)
+            rows.data_ptr(), TYPES[x.dtype], *rows.shape, out.data_ptr(), native_cast.threads_for(rows)
         )
         return out
     out = torch.zeros(4, dtype=torch.float64, device=x.device)
@@ -97,7 +98,7 @@ def update_counts(
         library.altgrad_updates(
             *(t.data_ptr() for t in held),
             before.numel(),
-            native_cast.grid_pointer(grid_of(format)),
+            grid_pointer(grid_of(format)),
             float(inverse),
             max(2.0**format.min_exponent, 2.0**format.max_exponent),
             out.data_ptr(),

@@ -270,26 +270,21 @@ def _buckets(constants: str, rounding: str, device: torch.device) -> Buckets:
 class Lookup(NamedTuple):
     """A table for the native kernel: CPU tensors."""
 
-    buckets: Buckets
     thresholds: Tensor
     """First number of each interval but the first, float32."""
     result: Tensor
     """What each interval becomes, float32."""
-    above: int
-    """Number of the interval above the table."""
 
 
 @functools.lru_cache(maxsize=64)
 def lookup(constants: str, rounding: Rounding, saturation: Saturation) -> Lookup | None:
-    """Return the buckets and results of a table; None for ``stochastic``, which takes more than an interval."""
+    """Return the thresholds and results of a table; None for ``stochastic``, which takes more than an interval."""
     if rounding == "stochastic":
         return None
     cpu = torch.device("cpu")
     return Lookup(
-        _buckets(constants, rounding, cpu),
         _thresholds(constants, rounding, torch.float32, cpu),
         _results(constants, rounding, saturation, torch.float32, cpu),
-        len(_parse(constants).codes) + 2,
     )
 
 

@@ -2,26 +2,11 @@
 
 #include <vector>
 
-#include "lanes.h"
+#include "rounding.h"
 
 namespace {
 
 constexpr int64_t kChunk = 65536;  // elements a thread takes at a time
-
-typedef double D __attribute__((vector_size(8 * kLanes / 2)));
-typedef float G __attribute__((vector_size(4 * kLanes / 2), aligned(4), may_alias));
-
-inline D low(F v) {
-    G half;
-    std::memcpy(&half, &v, sizeof half);
-    return __builtin_convertvector(half, D);
-}
-inline D high(F v) {
-    G half;
-    std::memcpy(&half, (const char*)&v + sizeof half, sizeof half);
-    return __builtin_convertvector(half, D);
-}
-inline double added(D v) { return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7])); }
 
 // n numbers of either type as lanes, the last one filled up with zeros.
 template <typename Each>
@@ -67,12 +52,11 @@ struct Update {
 template <int path>
 void count_updates(const Update& u_, int64_t at, int64_t n, double* out) {
     const Grid g = u_.grid;
-    const F inverse = splat(u_.inverse), max = splat(g.max_finite), top = splat((float)u_.max_power);
+    const F inverse = splat(u_.inverse), top = splat((float)u_.max_power);
     I unchanged{}, wanted{}, stalled{}, same{};
     D moved_low{}, moved_high{};
     auto value = [&](F y) {
-        F z = smaller(max, f(u(y) & kMagnitude));
-        F q = round_magnitude<path, kNearestEven>(z, u(y) & kSign, U{}, 0, g);
+        F q = round_magnitude<path, kNearestEven>(size_of(y), g.max_finite, u(y) & kSign, U{}, 0, g);
         return u(q) | (u(y) & kSign);
     };
     int64_t whole = n / kLanes * kLanes;
@@ -86,10 +70,10 @@ void count_updates(const Update& u_, int64_t at, int64_t n, double* out) {
         stalled -= equal & asked;
         same -= equal;
         F size = f(u(y) & kMagnitude);
-        F power = smaller(top, f(power_bits(size, g)));
+        F power = smaller(top, f(power_bits(size, g.first_power)));
         F steps = f(u((after - before) * inverse) & kMagnitude) / power;
-        moved_low += low(steps);
-        moved_high += high(steps);
+        moved_low += low_half(steps);
+        moved_high += high_half(steps);
     };
     for (int64_t i = 0; i < whole; i += kLanes)
         each(load(u_.old + at + i), load(u_.now + at + i), load(u_.gradient + at + i));
@@ -111,7 +95,7 @@ void count_updates(const Update& u_, int64_t at, int64_t n, double* out) {
         out[2] += stalled[l];
         out[3] += same[l];
     }
-    out[4] += (added(moved_low) + added(moved_high)) * std::ldexp(1.0, g.mantissa_bits);
+    out[4] += (total(moved_low) + total(moved_high)) * std::ldexp(1.0, g.mantissa_bits);
 }
 
 }  // namespace
@@ -136,7 +120,7 @@ void altgrad_moments(const void* x, int type, int64_t rows, int64_t columns, dou
         for (int64_t row = group * rows_a_chunk; row < last_row; ++row) {
             U size{};
             for_lanes(x, type, row * columns + first, last - first, [&](F v) {
-                D a = low(v), b = high(v);
+                D a = low_half(v), b = high_half(v);
                 sum_low += a;
                 sum_high += b;
                 squares_low += a * a;
@@ -147,8 +131,8 @@ void altgrad_moments(const void* x, int type, int64_t rows, int64_t columns, dou
             if (row_most == 0) ++zero_rows;
             if (row_most > most) most = row_most;
         }
-        sums[2 * chunk] = added(sum_low) + added(sum_high);
-        sums[2 * chunk + 1] = added(squares_low) + added(squares_high);
+        sums[2 * chunk] = total(sum_low) + total(sum_high);
+        sums[2 * chunk + 1] = total(squares_low) + total(squares_high);
         largest_bits[chunk] = most;
         empty[chunk] = zero_rows;
     }
@@ -177,13 +161,13 @@ void altgrad_products(const float* a, const float* b, int64_t n, double* out, in
         int64_t first = chunk * kChunk, length = n - first < kChunk ? n - first : kChunk;
         D aa{}, bb{}, ab{}, ee{};
         for_pairs(a + first, b + first, length, [&](F x, F y) {
-            D p = low(x), q = low(y), e = p - q;
+            D p = low_half(x), q = low_half(y), e = p - q;
             aa += p * p; bb += q * q; ab += p * q; ee += e * e;
-            p = high(x); q = high(y); e = p - q;
+            p = high_half(x); q = high_half(y); e = p - q;
             aa += p * p; bb += q * q; ab += p * q; ee += e * e;
         });
         double* s = sums.data() + 4 * chunk;
-        s[0] = added(aa); s[1] = added(bb); s[2] = added(ab); s[3] = added(ee);
+        s[0] = total(aa); s[1] = total(bb); s[2] = total(ab); s[3] = total(ee);
     }
     for (int k = 0; k < 4; ++k) out[k] = 0;
     for (int64_t chunk = 0; chunk < chunks; ++chunk)
@@ -203,7 +187,7 @@ void altgrad_updates(const float* old, const float* now, const float* gradient, 
         int64_t first = chunk * kChunk, length = n - first < kChunk ? n - first : kChunk;
         double* out_chunk = sums.data() + 5 * chunk;
         if (grid->path == kMagic) count_updates<kMagic>(update, first, length, out_chunk);
-        else if (grid->path == kUnits) count_updates<kUnits>(update, first, length, out_chunk);
+        else if (grid->path == kLifted) count_updates<kLifted>(update, first, length, out_chunk);
         else count_updates<kBits>(update, first, length, out_chunk);
     }
     for (int k = 0; k < 5; ++k) out[k] = 0;
