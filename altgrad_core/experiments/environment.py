@@ -56,9 +56,11 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def cast_kernel() -> str:
-    """Return which kernel casts on the CPU, and why when it is the slow one; the first call on a machine compiles it."""
+    """Return which kernel casts on the CPU, and why when it is a slower one; the first call on a machine compiles it."""
     kernel = status()
-    return "native" if kernel.native else f"torch operations, because: {kernel.reason}"
+    if not kernel.native:
+        return f"torch operations, because: {kernel.reason}"
+    return f"native, one thread, because: {kernel.one_thread}" if kernel.one_thread else "native"
 
 
 def record_environment(path: Path, facts: dict[str, Any]) -> list[str]:

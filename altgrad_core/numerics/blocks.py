@@ -1,15 +1,19 @@
 """Block formats: the scales of MX and NVFP4, and a tensor's codes under them.
 
 **MX** (OCP Microscaling Formats 1.0, section 6.3): 32 elements along the dimension that a GEMM sums over share a power
-of two, an e8m0 number. How it comes from their amax is left open; ``mode`` is one of four known ways, with emax the
-exponent of the element format's largest value and M the mantissa bits that it has there:
+of two, an e8m0 number. How it comes from their amax is left open; ``mode`` is one of four known ways, with target the
+``scale_target`` of the element format, emax its exponent, and M the mantissa bits that the format has there:
 
-    floor    2^(floor(log2(amax)) - emax)     OCP's example; clamps elements above max_finite, which lose up to 1/8 of
-                                              their size in e4m3fn, 1/4 in e2m1fn
-    even     floor, of amax rounded half up to M bits first: clamps what would round to max_finite, and in e4m3fn,
-                                              which ends one code early, up to 1/10
-    ceil     2^(ceil(log2(amax)) - emax)      clamps nothing and loses up to a bit of the range
-    rceil    2^ceil(log2(amax / max_finite))  the smallest power of two that clamps nothing
+    floor    2^(floor(log2(amax)) - emax)  OCP's example; clamps elements above the largest value, which lose up to 1/8 of
+                                           their size in e4m3fn, 1/4 in e2m1fn
+    even     floor, of amax rounded half up to M bits first: clamps what would round to the largest value, and in e4m3fn,
+                                           which ends one code early, up to 1/10
+    ceil     2^(ceil(log2(amax)) - emax)   clamps nothing and loses up to a bit of the range
+    rceil    2^ceil(log2(amax / target))   the smallest power of two that clamps nothing
+
+The target is the largest value, but 8 in posits and takums, which are densest around 1: there floor and even put amax
+from 8 to below 16, ceil and rceil from above 4 to 8, and nothing is clamped. Logarithmic takums have no mantissa bits; for
+them even is floor.
 
 The default is ``rceil``: floor's clamping can make a training diverge, rceil matched BF16 at 8 B parameters and 15 T
 tokens (arXiv 2506.08027), and it is what Blackwell's own converter computes. Exponents are read off the bits, never off
@@ -20,7 +24,8 @@ a logarithm, which is off by one next to powers of two. Otherwise the scales are
 
     tensor_scale = amax / (448 * 6)         block_scale = e4m3fn((block_amax / 6) / tensor_scale)
 
-where each division rounds to float32. A block scale is at least 2^-9, the smallest above zero, since 0 has no inverse.
+where each division rounds to float32; for other formats their ``scale_target`` stands in place of 448 and 6. A block
+scale is at least 2^-9, the smallest above zero, since 0 has no inverse.
 
 **Edges**: a block whose amax is 0, Inf or NaN has scale 1 (torchao: 2^-127, 2^-6 or NaN), and so has the tensor scale.
 The last block of a row may be a shorter one.
@@ -36,8 +41,8 @@ from torch import Tensor
 
 from altgrad_core.errors import AltgradError, unknown
 from altgrad_core.numerics.amax import block_amax, tensor_amax
-from altgrad_core.numerics.blockwise import Block, expand
-from altgrad_core.numerics.cast import cast, quantize
+from altgrad_core.numerics.blockwise import Block
+from altgrad_core.numerics.cast import quantize
 from altgrad_core.numerics.codes import decode, encode
 from altgrad_core.numerics.formats import BlockFormat, FloatFormat, Format
 from altgrad_core.numerics.kernel import grid_of
@@ -61,25 +66,26 @@ def mx_scale(amax: Tensor, element: Format, mode: MXMode = "rceil") -> Tensor:
         raise AltgradError(unknown("mode of MX scales", str(mode), MX_MODES))
     good = usable(amax)
     size = torch.where(good, amax, 1.0).double()
-    emax = math.frexp(element.max_finite)[1] - 1
+    emax = math.frexp(element.scale_target)[1] - 1
     if mode == "rceil":
-        scale = power_of_two_from(size / element.max_finite)
+        scale = power_of_two_from(size / element.scale_target)
     elif mode == "ceil":
         scale = power_of_two_from(size) * 2.0**-emax
     else:
-        carry = 0 if mode == "floor" else 1 << (_MANTISSA_64 - 1 - top_mantissa_bits(element))
+        kept = _MANTISSA_64 if mode == "floor" else top_mantissa_bits(element)
+        carry = 1 << (_MANTISSA_64 - 1 - kept) if kept < _MANTISSA_64 else 0
         scale = power_of_two_from(size, carry) * 2.0**-emax
     return torch.where(good, scale.clamp(_SMALLEST_E8M0, _LARGEST_E8M0).to(torch.float32), 1.0)
 
 
 def top_mantissa_bits(format: Format) -> int:
-    """Return how many mantissa bits the values in the binade of ``max_finite`` have."""
-    emax = math.frexp(format.max_finite)[1] - 1
+    """Return how many mantissa bits the values in the binade of ``scale_target`` have, up to 52."""
+    emax = math.frexp(format.scale_target)[1] - 1
     if isinstance(format, FloatFormat):
         grid = grid_of(format)  # whose numbers are constants to the compiler, too; it gets a shift by others wrong
         return grid.mantissa_bits - max(0, 1 - grid.bias - emax)
-    binade = [math.ldexp(abs(v), -emax) for v in format.values() if 2.0**emax <= abs(v) <= format.max_finite]
-    return max(significand.as_integer_ratio()[1].bit_length() - 1 for significand in binade)
+    binade = [math.ldexp(abs(v), -emax) for v in format.values() if 2.0**emax <= abs(v) < 2.0 ** (emax + 1)]
+    return max([0, *(significand.as_integer_ratio()[1].bit_length() - 1 for significand in binade)])
 
 
 def nvfp4_scales(
@@ -93,16 +99,17 @@ def nvfp4_scales(
     """Return (block scales, values of ``scale_format`` in the shape of ``block_amax``; tensor scale, 0-d), float32.
 
     With ``power_of_two`` the tensor scale is the smallest power of two that leaves no block scale above the largest.
-    The products of the two lie between 2^-126 and 2^126.
+    The products of the two lie between 2^-126 and 2^126. Raises ``AltgradError`` for a scale format that alone spans more.
     """
+    _check_two_levels(scale_format)
     known = usable(tensor_amax)
-    ratio = torch.where(known, tensor_amax, 1.0).double() / (scale_format.max_finite * element.max_finite)
+    ratio = torch.where(known, tensor_amax, 1.0).double() / (scale_format.scale_target * element.scale_target)
     if power_of_two:
         ratio = power_of_two_from(ratio)
     least, most = MIN_SCALE / scale_format.min_positive, MAX_SCALE / scale_format.max_finite
     tensor_scale = torch.where(known, ratio.clamp(least, most).to(torch.float32), 1.0)
     # A float64 quotient of float32 numbers, rounded to float32, is the float32 quotient, on every device and compiled.
-    share = (block_amax.double() / element.max_finite).to(torch.float32)
+    share = (block_amax.double() / element.scale_target).to(torch.float32)
     block_scale = quantize((share.double() / tensor_scale.double()).to(torch.float32), scale_format)
     block_scale = block_scale.clamp_min(scale_format.min_positive)
     return torch.where(usable(block_amax), block_scale, 1.0), tensor_scale
@@ -140,6 +147,14 @@ def check_mx(format: BlockFormat) -> None:
         )
 
 
+def _check_two_levels(scales: Format) -> None:
+    if scales.max_finite / scales.min_positive > MAX_SCALE / MIN_SCALE:
+        raise AltgradError(
+            f"'{scales.name}' spans the range of scales by itself: a scale of the tensor beside block scales in it adds "
+            "nothing. Leave tensor_scale out, or take a narrower format for the block scales, such as 'e4m3fn'."
+        )
+
+
 def _scales(x: Tensor, format: BlockFormat, block: Block, mode: MXMode) -> tuple[Tensor, Tensor | None]:
     amax = block_amax(x, block)
     if not format.tensor_scale:
@@ -174,9 +189,8 @@ def encode_blocks(
     block = block_of(found, axis)
     scale, tensor_scale = _scales(x, found, block, mode)
     decode_scale = scale if tensor_scale is None else scale * tensor_scale
-    values, _ = cast(x, found.element, scale=decode_scale, block=block, dtype=torch.float32)
     return Encoded(
-        codes=encode(values, found.element, nan_code=nan_code),
+        codes=encode(x, found.element, scale=decode_scale, block=block, nan_code=nan_code),
         scale_codes=encode(scale, found.scale_format),
         tensor_scale=tensor_scale,
         block=block,
@@ -189,7 +203,7 @@ def decode_blocks(encoded: Encoded, format: str | BlockFormat) -> Tensor:
     scale = decode(encoded.scale_codes, found.scale_format)
     if encoded.tensor_scale is not None:
         scale = scale * encoded.tensor_scale
-    return decode(encoded.codes, found.element) * expand(scale, encoded.codes.shape, encoded.block)
+    return decode(encoded.codes, found.element, scale=scale, block=encoded.block)
 
 
 def _block_format(format: str | BlockFormat) -> BlockFormat:

@@ -21,25 +21,25 @@ def mx_exponent_exactly(amax: float, element: Format, mode: str) -> int:
     """Return the exponent of the MX scale for a block's amax, ``mode`` as ``blocks.mx_scale`` has it."""
     if not 0 < amax < math.inf:
         return 0
-    size, largest = Fraction(amax), Fraction(element.max_finite)
+    size, target = Fraction(amax), Fraction(element.scale_target)
     if mode == "rceil":
-        found = _up(size / largest)
+        found = _up(size / target)
     elif mode == "ceil":
-        found = _up(size) - exponent(largest)
+        found = _up(size) - exponent(target)
     else:
         if mode == "even":
-            # One unit in the last place of the element format, where amax is as large as its largest values.
-            unit = top_spacing(element) / Fraction(2) ** exponent(largest) * Fraction(2) ** exponent(size)
+            # One unit in the last place of the element format, where amax is as large as its target.
+            unit = top_spacing(element) / Fraction(2) ** exponent(target) * Fraction(2) ** exponent(size)
             size = math.floor(size / unit + Fraction(1, 2)) * unit
-        found = exponent(size) - exponent(largest)
+        found = exponent(size) - exponent(target)
     return min(max(found, -127), 127)
 
 
 @functools.cache
 def top_spacing(element: Format) -> Fraction:
-    """Return the largest power of two of which all values in the binade of ``max_finite`` are multiples."""
-    lowest = Fraction(2) ** exponent(Fraction(element.max_finite))
-    values = [Fraction(v) for v in element.values() if math.isfinite(v) and lowest <= v <= element.max_finite]
+    """Return the largest power of two of which all magnitudes in the binade of ``scale_target`` are multiples."""
+    lowest = Fraction(2) ** exponent(Fraction(element.scale_target))
+    values = [abs(Fraction(v)) for v in element.values() if math.isfinite(v) and lowest <= abs(v) < 2 * lowest]
     unit = lowest
     while any(value % unit for value in values):
         unit /= 2
@@ -50,10 +50,10 @@ def nvfp4_scales_exactly(block_amax: float, tensor_amax: float, element: Format,
     """Return (block scale, tensor scale) as ``blocks.nvfp4_scales`` defines them, without the bounds of the range."""
     tensor_scale = 1.0
     if 0 < tensor_amax < math.inf:
-        tensor_scale = float32(Fraction(tensor_amax) / (Fraction(scale.max_finite) * Fraction(element.max_finite)))
+        tensor_scale = float32(Fraction(tensor_amax) / (Fraction(scale.scale_target) * Fraction(element.scale_target)))
     if not 0 < block_amax < math.inf:
         return 1.0, tensor_scale
-    share = float32(Fraction(float32(Fraction(block_amax) / Fraction(element.max_finite))) / Fraction(tensor_scale))
+    share = float32(Fraction(float32(Fraction(block_amax) / Fraction(element.scale_target))) / Fraction(tensor_scale))
     return nearest_positive(Fraction(share), scale), tensor_scale
 
 

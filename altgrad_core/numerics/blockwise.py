@@ -46,6 +46,26 @@ def check_block(scale: object, shape: Sequence[int], block: Block, what: str) ->
     return scale.detach().to(torch.float32)
 
 
+def check_scale(scale: float | Tensor, x: Tensor, block: Block | None) -> float | Tensor:
+    """Return the one scale of ``x`` as it came, or with ``block`` the scales of its blocks in float32.
+
+    Raises ``AltgradError`` unless it is a number or a 0-d tensor, or one number for each block on the device of ``x``.
+    """
+    if block is not None:
+        scales = check_block(scale, x.shape, block, "scale")
+        if scales.device != x.device:
+            raise AltgradError(
+                f"The scales of blocks lie on the device of the tensor, {x.device}; got {scales.device}."
+            )
+        return scales
+    if isinstance(scale, Tensor) and scale.dim():
+        raise AltgradError(
+            f"scale is a number or a 0-d tensor unless block=(rows, columns) says what shares one; got a tensor of "
+            f"shape {list(scale.shape)}."
+        )
+    return scale
+
+
 def expand(scales: Tensor, shape: Sequence[int], block: Block) -> Tensor:
     """Spread one number a block over the elements: [nr, nc] -> a tensor of the given shape."""
     rows, columns = matrix_shape(shape)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from altgrad_core.errors import AltgradError, unknown
 from altgrad_core.numerics import native_cast
-from altgrad_core.numerics.blockwise import Block, check_block, expand
+from altgrad_core.numerics.blockwise import Block, check_block, check_scale, expand
 from altgrad_core.numerics.formats import BlockFormat, FloatFormat, Format, TableFormat
 from altgrad_core.numerics.kernel import grid_of, round_nearest_even
 from altgrad_core.numerics.modes import ROUNDINGS, SATURATIONS, Rounding, Saturation
@@ -79,15 +79,12 @@ def quantize(
     if isinstance(fmt, BlockFormat):
         from altgrad_core.numerics.blocks import block_scale
 
-        if block is not None or isinstance(scale, Tensor) or scale != 1.0:
-            raise AltgradError(
-                f"'{fmt.name}' finds its own block scales; leave out scale and block, or cast to '{fmt.element.name}'."
-            )
+        refuse_scales(fmt, scale, block)
         _work_dtype(x)
         scale, block = block_scale(x, fmt)
         fmt = fmt.element
     work = _work_dtype(x)
-    scale = _traceable(scale, x)
+    scale = traceable(scale, x.device)
     values, _ = cast(
         x,
         fmt,
@@ -151,17 +148,9 @@ def cast(
     dtype = _result_dtype(fmt, dtype)
     work = _work_dtype(x)
     x = x.detach()
-    if block is not None:
-        scale = check_block(scale, x.shape, block, "scale")
-        if scale.device != x.device:
-            raise AltgradError(f"The scales of blocks lie on the device of the tensor, {x.device}; got {scale.device}.")
-        if isinstance(multiplier, Tensor) and multiplier.dim():
-            multiplier = check_block(multiplier, x.shape, block, "multiplier")
-    elif isinstance(scale, Tensor) and scale.dim():
-        raise AltgradError(
-            f"scale is a number or a 0-d tensor unless block=(rows, columns) says what shares one; got a tensor of "
-            f"shape {list(scale.shape)}."
-        )
+    scale = check_scale(scale, x, block)
+    if block is not None and isinstance(multiplier, Tensor) and multiplier.dim():
+        multiplier = check_block(multiplier, x.shape, block, "multiplier")
     if work is torch.float32 and dtype is not torch.float64:
         if native_cast.takes(x) and native_cast.casts(fmt, rounding):
             if block is None:
@@ -187,7 +176,7 @@ def cast(
                 x, fmt, _scalars(scale, multiplier), saturation=saturation, dtype=dtype, statistics=statistics
             )
     wide = x.to(work)
-    scale = _traceable(scale, x)
+    scale = traceable(scale, x.device)
     inverse = inverse_scale(scale)
     scale = scale if isinstance(scale, Tensor) else _float32(scale)
     if block is not None:
@@ -202,7 +191,7 @@ def cast(
         factor = multiplier.detach().to(torch.float32)
         q = q * (expand(factor, x.shape, block) if block is not None and factor.dim() else factor)
     elif multiplier != 1.0:
-        q = q * torch.full((), multiplier, dtype=torch.float32, device=q.device)
+        q = q * scale_tensor(multiplier, q.device)
     return q.to(dtype), vector
 
 
@@ -225,6 +214,14 @@ def _round(
         over = table_overflow(y, format, rounding, bits, random_bits) if count else None
         return round_to_table(y, format, rounding, saturation, bits, random_bits), over
     return round_to_grid(y, grid_of(format), rounding, saturation, bits, random_bits, x=x, count=count)
+
+
+def refuse_scales(format: BlockFormat, scale: float | Tensor, block: Block | None) -> None:
+    """Raise ``AltgradError`` for scales of the caller's where a block format finds its own."""
+    if block is not None or isinstance(scale, Tensor) or scale != 1.0:
+        raise AltgradError(
+            f"'{format.name}' finds its own block scales; leave out scale and block, or cast to '{format.element.name}'."
+        )
 
 
 def _check_modes(rounding: Rounding, saturation: Saturation, draw: Draw | None, random_bits: int) -> None:
@@ -268,11 +265,19 @@ def _of_blocks(multiplier: float | Tensor, scale: float | Tensor) -> float | Ten
     return multiplier.detach().to(torch.float32).expand(scale.shape)
 
 
-def _traceable(scale: float | Tensor, x: Tensor) -> float | Tensor:
+def traceable(scale: float | Tensor, device: torch.device) -> float | Tensor:
     """Under the compiler make a number a 0-d tensor: tracing turns numbers into symbols, which cannot be checked."""
     if isinstance(scale, Tensor) or not torch.compiler.is_compiling():
         return scale
-    return torch.full((), scale, dtype=torch.float32, device=x.device)
+    return scale_tensor(scale, device)
+
+
+def scale_tensor(scale: float, device: torch.device) -> Tensor:
+    """Return a number as a 0-d float32 tensor.
+
+    By a conversion: what the compiler fills in as float32 it may go on to multiply float64 numbers with unrounded.
+    """
+    return torch.full((), scale, dtype=torch.float64, device=device).to(torch.float32)
 
 
 def inverse_scale(scale: float | Tensor) -> float | Tensor:

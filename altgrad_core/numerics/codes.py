@@ -13,18 +13,20 @@ import torch
 from torch import Tensor
 
 from altgrad_core.errors import AltgradError
-from altgrad_core.numerics.cast import inverse_scale, quantize
+from altgrad_core.numerics.blockwise import Block, check_scale, expand
+from altgrad_core.numerics.cast import inverse_scale, quantize, scale_tensor, traceable
 from altgrad_core.numerics.encodings import (
     NAN_ORDINAL,
     codes_of,
     exponent_and_fraction,
-    order_of,
+    table_places,
     table_spacing,
     times_power,
     value_at,
     values_of,
 )
 from altgrad_core.numerics.formats import FloatFormat, Format, TableFormat
+from altgrad_core.numerics.kernel import grid_of
 from altgrad_core.numerics.modes import Rounding, Saturation
 from altgrad_core.numerics.registry import get_format
 from altgrad_core.numerics.stochastic import MAX_RANDOM_BITS, Draw
@@ -41,6 +43,7 @@ def encode(
     format: str | Format,
     *,
     scale: float | Tensor = 1.0,
+    block: Block | None = None,
     rounding: Rounding = "nearest_even",
     saturation: Saturation = "finite",
     draw: Draw | None = None,
@@ -49,6 +52,7 @@ def encode(
 ) -> Tensor:
     """Return the codes (int64, shape of ``x``) of the values that x / scale rounds to, as ``quantize`` rounds.
 
+    All other arguments are ``quantize``'s.
     NaN gets ``nan_code``, by default ``format.nan_code``. For a format without a NaN code ``nan_code`` must be given
     where ``x`` may hold NaN: otherwise the tensor is searched (which waits for an accelerator) and a NaN raises
     ``AltgradError``.
@@ -66,22 +70,22 @@ def encode(
         raise AltgradError(f"nan_code for '{fmt.name}' is 0 to {2**fmt.bits - 1}, got {nan_code}.")
     # Dividing in float32 first gives the values that quantize() gives; float64 then holds the values of all formats.
     wide = x.detach() if x.dtype is torch.float64 else x.detach().float()
-    y = wide * inverse_scale(scale)
+    y = wide * _inverse_and_scale(scale, x, block)[0]
     if not fmt.fits_float32:
         y = y.double()
     q = quantize(y, fmt, rounding=rounding, saturation=saturation, draw=draw, random_bits=random_bits)
     return torch.where(torch.isnan(q), nan_code, codes_of(q, fmt))
 
 
-def decode(codes: Tensor, format: str | Format, *, scale: float | Tensor = 1.0) -> Tensor:
+def decode(codes: Tensor, format: str | Format, *, scale: float | Tensor = 1.0, block: Block | None = None) -> Tensor:
     """Return scale * value of each code, in the shape of ``codes`` (any integer dtype; higher bits are not read).
 
-    float32, or float64 for a format that float32 does not hold (``fits_float32``).
+    ``scale`` and ``block`` are ``quantize``'s. float32, or float64 for a format that float32 does not hold
+    (``fits_float32``).
     """
     fmt = _with_codes(format)
     value = values_of(codes.to(torch.int64) & (2**fmt.bits - 1), fmt)
-    factor = scale.detach().float() if isinstance(scale, Tensor) else torch.tensor(scale, device=codes.device)
-    return value.to(_holder(fmt)) * factor.to(torch.float32)
+    return value.to(_holder(fmt)) * _inverse_and_scale(scale, codes, block)[1]
 
 
 def ordinal(codes: Tensor, format: str | Format) -> Tensor:
@@ -93,9 +97,9 @@ def ordinal(codes: Tensor, format: str | Format) -> Tensor:
     fmt = _with_codes(format)
     codes = codes.to(torch.int64) & (2**fmt.bits - 1)
     if isinstance(fmt, TableFormat):
-        places: Tensor = order_of(fmt).place.to(codes.device)[codes]
-        return places
-    magnitude = codes & ~fmt.sign_bit
+        return table_places(codes, fmt)
+    grid = grid_of(fmt)
+    magnitude = codes & (2 ** (grid.exponent_bits + grid.mantissa_bits) - 1)
     negative = (codes & fmt.sign_bit) != 0
     nan = magnitude > (fmt.max_code if fmt.inf_code is None else fmt.inf_code)
     if fmt.nan_is_negative_zero:
@@ -113,7 +117,7 @@ def neighbours(x: Tensor, format: str | Format) -> tuple[Tensor, Tensor]:
     fmt = _with_codes(format)
     wide = x.detach().double()
     number = torch.where(torch.isnan(wide), 1.0, wide)
-    code = encode(number, fmt)
+    code = encode(number, fmt, nan_code=0)  # there is none
     nearest, place = values_of(code, fmt), ordinal(code, fmt)
     below = torch.where(nearest < number, nearest, value_at(place - 1, fmt))
     above = torch.where(nearest > number, nearest, value_at(place + 1, fmt))
@@ -122,23 +126,27 @@ def neighbours(x: Tensor, format: str | Format) -> tuple[Tensor, Tensor]:
     return below.to(_holder(fmt)), above.to(_holder(fmt))
 
 
-def ulp(x: Tensor, format: str | Format, *, scale: float | Tensor = 1.0) -> Tensor:
+def ulp(x: Tensor, format: str | Format, *, scale: float | Tensor = 1.0, block: Block | None = None) -> Tensor:
     """Return the distance between neighbouring values of the format around ``x``, in units of x and its shape.
+
+    ``scale`` and ``block`` are ``quantize``'s.
 
     Around a value it is the distance to the next one away from zero. Below the smallest normal it is that of the
     subnormals, beyond the largest finite value that of the largest; a table's last two on that side count. NaN for NaN.
     float32, or float64 for a format that float32 does not hold.
     """
     fmt = _with_codes(format)
-    y = x.detach().double() * inverse_scale(scale)
+    inverse, factor = _inverse_and_scale(scale, x, block)
+    y = x.detach().double() * inverse
     if isinstance(fmt, TableFormat):
         spacing = table_spacing(y, fmt)
     else:
         size = torch.where(torch.isfinite(y), y.abs(), fmt.max_finite)
-        exponent = exponent_and_fraction(size)[0].clamp(fmt.min_exponent, max(fmt.min_exponent, fmt.max_exponent))
-        spacing = times_power(torch.ones_like(size), exponent - fmt.mantissa_bits)
-    factor = scale.detach().float() if isinstance(scale, Tensor) else torch.tensor(scale, device=x.device)
-    return torch.where(torch.isnan(x), math.nan, spacing.to(_holder(fmt)) * factor.to(torch.float32))
+        grid = grid_of(fmt)
+        lowest = 1 - grid.bias
+        exponent = exponent_and_fraction(size)[0].clamp(lowest, max(lowest, math.frexp(grid.max_finite)[1] - 1))
+        spacing = times_power(torch.ones_like(size), exponent - grid.mantissa_bits)
+    return torch.where(torch.isnan(x), math.nan, spacing.to(_holder(fmt)) * factor)
 
 
 def all_values(format: str | Format) -> Tensor:
@@ -210,6 +218,17 @@ def _with_codes(format: str | Format) -> FloatFormat | TableFormat:
         f"'{found.name}' is a {type(found).__name__}, whose elements have codes together with their scales: see "
         "altgrad_core.numerics.blocks."
     )
+
+
+def _inverse_and_scale(scale: float | Tensor, x: Tensor, block: Block | None) -> tuple[float | Tensor, Tensor]:
+    """Return float32(1 / scale) and the scale, float32, each 0-d or with ``block`` one an element of ``x``."""
+    scale = traceable(check_scale(scale, x, block), x.device)
+    inverse = inverse_scale(scale)
+    scale = scale.detach().to(torch.float32) if isinstance(scale, Tensor) else scale_tensor(scale, x.device)
+    if block is None:
+        return inverse, scale
+    assert isinstance(inverse, Tensor)
+    return expand(inverse, x.shape, block), expand(scale, x.shape, block)
 
 
 def _holder(format: Format) -> torch.dtype:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from altgrad_core.errors import AltgradError
-from altgrad_core.numerics.blockwise import Block, check_block, expand
-from altgrad_core.numerics.cast import inverse_scale
+from altgrad_core.numerics.blockwise import Block
+from altgrad_core.numerics.cast import refuse_scales
 from altgrad_core.numerics.codes import encode
 from altgrad_core.numerics.formats import BlockFormat, Format
 from altgrad_core.numerics.modes import Rounding, Saturation
@@ -32,7 +34,8 @@ def code_histogram(
 ) -> Tensor:
     """Return how many elements of ``x`` got each code, int64 [2^bits], in code order; the arguments are ``quantize``'s.
 
-    A block format finds its own scales, and the codes are those of its elements. NaN elements count under the format's
+    A block format finds its own scales, and the codes are those of its elements; ``scale`` and ``block`` then stay as
+    they are by default. NaN elements count under the format's
     code for NaN; a format without one leaves them out, so that the sum is below ``x.numel()``. Formats of up to 16 bits;
     raises ``AltgradError`` for a wider one.
     """
@@ -40,6 +43,7 @@ def code_histogram(
     if isinstance(fmt, BlockFormat):
         from altgrad_core.numerics.blocks import block_scale
 
+        refuse_scales(fmt, scale, block)
         scale, block = block_scale(x, fmt)
         fmt = fmt.element
     if fmt.bits > _LISTED_BITS:
@@ -47,14 +51,11 @@ def code_histogram(
             f"A histogram of codes takes formats of up to {_LISTED_BITS} bits; '{fmt.name}' has {fmt.bits}. "
             "exponent_histogram() shows where its values lie."
         )
-    y = x.detach() if x.dtype is torch.float64 else x.detach().float()
-    if block is None:
-        y = y * inverse_scale(scale)
-    else:
-        y = y * expand(torch.as_tensor(inverse_scale(check_block(scale, x.shape, block, "scale"))), x.shape, block)
-    if fmt.nan_code is None:
-        y = y[~torch.isnan(y)]
-    codes = encode(y, fmt, rounding=rounding, saturation=saturation, draw=draw, random_bits=random_bits)
+    how: dict[str, Any] = {"rounding": rounding, "saturation": saturation, "draw": draw, "random_bits": random_bits}
+    nan_code = fmt.nan_code if fmt.has_nan else 0
+    codes = encode(x, fmt, scale=scale, block=block, nan_code=nan_code, **how)
+    if not fmt.has_nan:
+        codes = codes[~torch.isnan(x)]
     return torch.bincount(codes.reshape(-1), minlength=2**fmt.bits)
 
 

@@ -2,8 +2,10 @@
 
 The compiled library lies in the user's cache folder under a name made of the source, the compiler and the processor, so
 that it is built once (some seconds) and never used where it does not belong. It links nothing but the OpenMP runtime
-that torch has loaded: its threads are torch's threads. Where there is no compiler, or the folder cannot be written, or
-``ALTGRAD_KERNEL=torch`` says so, casts use tensor operations and give the same bits; ``status()`` tells which and why.
+that torch has loaded: its threads are torch's threads. Where the compiler's OpenMP is not that of the runtime (Clang
+beside GNU's libgomp, which torch's wheels for Linux bring), the kernel has one thread. Where there is no compiler, or the
+folder cannot be written, or ``ALTGRAD_KERNEL=torch`` says so, casts use tensor operations. The bits are always the same;
+``status()`` tells what is used and why.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -29,6 +32,7 @@ SOURCES = tuple(sorted(_FOLDER.glob("*.cpp")))
 _HEADERS = tuple(sorted(_FOLDER.glob("*.h")))
 KERNELS = ("auto", "native", "torch")
 _TIMEOUT_S = 120
+_NO_OPENMP = "torch has loaded no OpenMP runtime that the kernel could share"
 # Contraction would fuse a product that is not exact into a sum; without traps and errno comparisons become masks.
 _FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-w")
 
@@ -41,6 +45,8 @@ class KernelStatus:
     """Whether the compiled kernel is in use."""
     reason: str
     """The compiler and the library's path, or what stands in the way."""
+    one_thread: str = ""
+    """Why the compiled kernel has one thread whatever torch has; empty where it has torch's."""
     library: ctypes.CDLL | None = attrs.field(default=None, repr=False, eq=False)
     """The loaded library."""
 
@@ -63,34 +69,39 @@ def status() -> KernelStatus:
     if wanted == "torch":
         return KernelStatus(native=False, reason="ALTGRAD_KERNEL=torch")
     try:
-        library, reason = _load()
+        return _load()
     except _Unavailable as error:
         if wanted == "native":
             raise AltgradError(f"ALTGRAD_KERNEL=native, but the native kernel cannot be had: {error}.") from error
         return KernelStatus(native=False, reason=str(error))
-    return KernelStatus(native=True, reason=reason, library=library)
 
 
-def _load() -> tuple[ctypes.CDLL, str]:
+def _load() -> KernelStatus:
     if sys.byteorder != "little":
         raise _Unavailable("it is written for little-endian machines")
-    compiler = _compiler()
-    name = f"cast-{_fingerprint(compiler)}.so"
+    compiler, openmp = _compiler(), _openmp()
+    command = shlex.join(compiler)
+    name = f"cast-{_fingerprint(compiler, openmp)}"
     try:
-        path = kernel_folder() / name
-        there = path.exists()
+        folder = kernel_folder()
+        # With torch's threads where the compiler can make it so, else with one.
+        builds: dict[Path, str | None] = {folder / f"{name}.so": openmp} if openmp else {}
+        builds[folder / f"{name}-one-thread.so"] = None
+        path = next((path for path in builds if path.exists()), None)
     except (OSError, RuntimeError) as error:  # no home folder, or one that is not ours
         raise _Unavailable(
             f"there is no folder to keep the kernel in ({error}); ALTGRAD_KERNEL_CACHE names one"
         ) from error
-    if not there:
-        _build(compiler, path)
+    path = path or _build(compiler, builds)
     try:
         library = ctypes.CDLL(str(path))
         _declare(library)
     except (OSError, AttributeError) as error:
         raise _Unavailable(f"{path} does not load ({error}); delete it to have it built again") from error
-    return library, f"{path} ({compiler})"
+    one_thread = ""
+    if builds[path] is None:
+        one_thread = f"{command} does not build for torch's {Path(openmp).name}; CXX=g++ may" if openmp else _NO_OPENMP
+    return KernelStatus(native=True, reason=f"{path} ({command})", one_thread=one_thread, library=library)
 
 
 def kernel_folder() -> Path:
@@ -99,22 +110,25 @@ def kernel_folder() -> Path:
     return Path(chosen) if chosen else cache_folder()
 
 
-def _compiler() -> str:
-    names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
-    for name in names:
-        if name and (found := shutil.which(name)):
-            return found
+def _compiler() -> list[str]:
+    """Return the command that compiles: the one that CXX names, as ``ccache g++``, else the first one on the path."""
+    chosen = shlex.split(os.environ.get("CXX", ""))
+    for name in chosen[:1] or ["c++", "g++", "clang++"]:
+        if found := shutil.which(name):
+            return [found, *chosen[1:]]
+    if chosen:
+        raise _Unavailable(f"there is no {chosen[0]}, which the environment variable CXX names, on the path")
     raise _Unavailable("no C++ compiler (c++, g++, clang++, or the one that CXX names) on the path")
 
 
-def _fingerprint(compiler: str) -> str:
+def _fingerprint(compiler: list[str], openmp: str | None) -> str:
     """Hash what the library depends on: the source, the flags, the compiler, the processor's features, OpenMP."""
     try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, timeout=_TIMEOUT_S, check=True).stdout
+        version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=_TIMEOUT_S, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        raise _Unavailable(f"{compiler} --version does not work ({error})") from error
+        raise _Unavailable(f"{shlex.join(compiler)} --version does not work ({error})") from error
     parts = [path.read_bytes() for path in (*SOURCES, *_HEADERS)]
-    parts += [repr(_FLAGS).encode(), version, _processor(), (_openmp() or "").encode()]
+    parts += [repr(_FLAGS).encode(), version, _processor(), (openmp or "").encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
@@ -144,32 +158,44 @@ def _openmp() -> str | None:
     return None
 
 
-def _build(compiler: str, path: Path) -> None:
-    openmp = _openmp()
-    # Two OpenMP runtimes in one process would each keep a thread on every core: torch's own, or one thread.
-    alone: tuple[list[str], list[str]] = ([], [])
-    parallel = [(["-fopenmp"], [openmp]), alone] if openmp else [alone]
+def _build(compiler: list[str], builds: dict[Path, str | None]) -> Path:
+    """Compile the first library of ``builds`` (path -> OpenMP runtime to link) that loads; return its path."""
+    folder = next(iter(builds)).parent
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            built = Path(folder) / "cast.so"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as workshop:
             failure = ""
-            for native in (["-march=native"], ["-mcpu=native"], []):
-                for openmp_flag, runtime in parallel:
-                    objects = []
-                    for source in SOURCES:
-                        # -fopenmp compiles the pragmas; the runtime's path, not the flag, says what to link.
-                        objects.append(str(Path(folder) / f"{source.stem}.o"))
-                        failure = _run([compiler, *_FLAGS, *native, *openmp_flag, "-c", str(source), "-o", objects[-1]])
-                        if failure:
-                            break
-                    failure = failure or _run([compiler, "-shared", *objects, *runtime, "-lm", "-o", str(built)])
+            for processor in (["-march=native"], ["-mcpu=native"], []):
+                for path, openmp in builds.items():
+                    built = Path(workshop) / path.name
+                    failure = _compile(compiler, [*_FLAGS, *processor], openmp, built)
                     if not failure:
                         os.replace(built, path)
-                        return
+                        return path
     except OSError as error:
-        raise _Unavailable(f"the kernel cannot be kept in {path.parent} ({error})") from error
-    raise _Unavailable(f"{compiler} cannot compile it: {failure}")
+        raise _Unavailable(f"the kernel cannot be kept in {folder} ({error})") from error
+    raise _Unavailable(f"{shlex.join(compiler)} cannot compile it: {failure}")
+
+
+def _compile(compiler: list[str], flags: list[str], openmp: str | None, built: Path) -> str:
+    """Compile and link the sources to ``built``; return what went wrong, nothing when the library loads."""
+    objects = []
+    for source in SOURCES:
+        objects.append(str(built.with_name(f"{source.stem}.o")))
+        # -fopenmp compiles the pragmas; the runtime's path, not the flag, says what to link. Two OpenMP runtimes in one
+        # process would each keep a thread on every core.
+        pragmas = ["-fopenmp"] if openmp else []
+        failure = _run([*compiler, *flags, *pragmas, "-c", str(source), "-o", objects[-1]])
+        if failure:
+            return failure
+    failure = _run([*compiler, "-shared", *objects, *([openmp] if openmp else []), "-lm", "-o", str(built)])
+    if failure:
+        return failure
+    try:
+        ctypes.CDLL(str(built))  # a linker does not miss the functions of an OpenMP that is not the runtime's
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def _run(command: list[str]) -> str:

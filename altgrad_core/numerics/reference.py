@@ -47,7 +47,7 @@ def quantize_exactly(
     if isinstance(x, float) and math.isinf(x):
         result = _overflow(format, rounding, saturation, below=negative, infinite=True)
     else:
-        chosen = choose(Fraction(x), *around(Fraction(x), format), rounding, bits, random_bits)
+        chosen = _rounded(x, format, rounding, bits, random_bits)
         if chosen.inside:
             result = float(chosen.value)
         else:
@@ -58,6 +58,19 @@ def quantize_exactly(
     return result
 
 
+# The same numbers are asked for in every mode.
+_CACHED = 1 << 14
+
+
+@functools.lru_cache(maxsize=_CACHED)
+def _rounded(
+    x: float | Fraction, format: FloatFormat | TableFormat, rounding: Rounding, bits: int, random_bits: int
+) -> Neighbour:
+    exact = Fraction(x)
+    return choose(exact, *around(exact, format), rounding, bits, random_bits)
+
+
+@functools.lru_cache(maxsize=_CACHED)
 def around(x: Fraction, format: FloatFormat | TableFormat) -> tuple[Neighbour, Neighbour]:
     """Return the neighbours of ``x``, the lower first; twice the same where ``x`` is a point of the grid or past it."""
     if isinstance(format, FloatFormat):
@@ -144,9 +157,9 @@ def _codes_around(magnitude: Fraction, format: FloatFormat) -> tuple[int, int]:
 def _magnitude(code: int, format: FloatFormat) -> Fraction:
     """Return what exponent and mantissa bits mean, read as a number."""
     field, mantissa = divmod(code, 2**format.mantissa_bits)
-    significand = Fraction(mantissa, 2**format.mantissa_bits) + (1 if field else 0)
-    exponent = max(field, 1) - format.bias
-    return significand * (2**exponent if exponent >= 0 else Fraction(1, 2**-exponent))
+    significand = mantissa + (2**format.mantissa_bits if field else 0)
+    exponent = max(field, 1) - format.bias - format.mantissa_bits
+    return Fraction(significand * 2**exponent) if exponent >= 0 else Fraction(significand, 2**-exponent)
 
 
 def _overflow(

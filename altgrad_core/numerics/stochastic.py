@@ -30,6 +30,7 @@ MAX_RANDOM_BITS = 32
 
 _GOLDEN, _FIRST, _SECOND = 0x9E3779B1, 0x21F0AAAD, 0x735A2D97
 _LOW = 0xFFFFFFFF
+_BASE = 2**62
 
 
 @attrs.frozen(kw_only=True)
@@ -60,8 +61,12 @@ class Draw:
     def layout(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """Return (number of the first element, columns of the tensor, columns of the whole) for a tensor's shape.
 
-        Raises ``AltgradError`` when the tensor does not fit beside its start in the whole.
+        Raises ``AltgradError`` when the tensor does not fit beside its start in the whole, and for a seed or step that
+        is no integer.
         """
+        for field, value in (("seed", self.seed), ("step", self.step)):
+            if not isinstance(value, int):
+                raise AltgradError(f"The {field} of a Draw is an integer, got {value!r:.60}; pass int(...).")
         columns = shape[-1] if len(shape) else 1
         whole = columns if self.columns is None else self.columns
         row, column = self.start
@@ -70,22 +75,51 @@ class Draw:
                 f"A shard of {columns} columns that starts at row {row}, column {column} does not lie in a tensor of "
                 f"{whole} columns; Draw(start=..., columns=...) describe the whole tensor."
             )
-        return row * whole + column, columns, whole
+        first = row * whole + column
+        if first + math.prod(shape[:-1]) * whole >= 2**63:
+            raise AltgradError(
+                f"A shard that starts at row {row} of {whole} columns has elements numbered from 2^63 on, which draw no bits."
+            )
+        return first, columns, whole
 
 
 def random_bits(draw: Draw, shape: Sequence[int], device: torch.device | str | None = None) -> Tensor:
     """Return int64 numbers from 0 to 2^32 - 1 of the given shape, uniform, one for each element."""
     first, columns, whole = draw.layout(shape)
     place = torch.device("cpu" if device is None else device)
-    arguments = (draw.seed, draw.step, draw.name, first, columns, whole, list(shape), place)
+    arguments = (_digits(draw.seed), _digits(draw.step), draw.name, first, columns, whole, list(shape), place)
     return _random_bits_op(*arguments) if torch.compiler.is_compiling() else _random_bits(*arguments)
 
 
+def _digits(number: int) -> list[int]:
+    """Return an integer as digits to the base 2^62, the lowest first; the last one has the sign.
+
+    An operator takes integers of 64 bits, and usually this is one. By division, which a compiler can trace.
+    """
+    digits = []
+    while not -(2**63) <= number < 2**63:
+        digits.append(number % _BASE)
+        number = number // _BASE
+    return [*digits, number]
+
+
+def _integer(digits: Sequence[int]) -> int:
+    """Undo ``_digits``."""
+    return sum(digit * _BASE**place for place, digit in enumerate(digits))
+
+
 def _random_bits(
-    seed: int, step: int, name: str, first: int, columns: int, whole: int, shape: list[int], device: torch.device
+    seed: list[int],
+    step: list[int],
+    name: str,
+    first: int,
+    columns: int,
+    whole: int,
+    shape: list[int],
+    device: torch.device,
 ) -> Tensor:
-    """Of ``Draw.layout``'s numbers."""
-    draw = Draw(seed=seed, step=step, name=name)
+    """Of the digits of seed and step, and ``Draw.layout``'s numbers."""
+    draw = Draw(seed=_integer(seed), step=_integer(step), name=name)
     count = math.prod(shape)
     if count == 0:
         return torch.empty(shape, dtype=torch.int64, device=device)
@@ -110,15 +144,22 @@ _random_bits_op = torch.library.custom_op(
     _random_bits,
     mutates_args=(),
     schema=(
-        "(SymInt seed, SymInt step, str name, SymInt first, SymInt columns, SymInt whole, SymInt[] shape, Device device)"
-        " -> Tensor"
+        "(SymInt[] seed, SymInt[] step, str name, SymInt first, SymInt columns, SymInt whole, SymInt[] shape, "
+        "Device device) -> Tensor"
     ),
 )
 
 
 @_random_bits_op.register_fake
 def _(
-    seed: int, step: int, name: str, first: int, columns: int, whole: int, shape: list[int], device: torch.device
+    seed: list[int],
+    step: list[int],
+    name: str,
+    first: int,
+    columns: int,
+    whole: int,
+    shape: list[int],
+    device: torch.device,
 ) -> Tensor:
     return torch.empty(shape, dtype=torch.int64, device=device)
 

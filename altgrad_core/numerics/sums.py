@@ -14,7 +14,7 @@ from torch import Tensor
 
 from altgrad_core.errors import AltgradError
 from altgrad_core.numerics import native_cast
-from altgrad_core.numerics.blockwise import Block, expand
+from altgrad_core.numerics.blockwise import Block
 from altgrad_core.numerics.cast import cast, inverse_scale
 from altgrad_core.numerics.codes import ulp
 from altgrad_core.numerics.formats import FloatFormat, Format
@@ -108,11 +108,7 @@ def update_counts(
     dtype = torch.bfloat16 if format.fits_bfloat16 else torch.float32
     old, new = (cast(t, format, scale=scale, block=block, dtype=dtype)[0] for t in (before, after))
     same, wanted = old == new, gradient != 0
-    if block is None:
-        spacing = ulp(before, format, scale=scale)
-    else:
-        spread = expand(scale, before.shape, block)
-        spacing = ulp(before / spread, format) * spread
+    spacing = ulp(before, format, scale=scale, block=block)
     moved = ((after - before).abs() / spacing).double().sum()
     counts = [before == after, wanted, same & wanted, same]
     return torch.stack([*(count.sum().double() for count in counts), moved])

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from altgrad_core.numerics.modes import Rounding, Saturation
-from altgrad_core.numerics.tableformat import TableFormat, is_number
+from altgrad_core.numerics.tableformat import TableFormat, is_negative_zero, is_number, read_constants
 
 _LARGEST = math.ldexp(1.0 - 2.0**-53, 1024)
 # The least magnitude that float32 rounds to infinity.
@@ -192,16 +192,14 @@ class _Table(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def _parse(constants: str) -> _Table:
-    values = [float(word) for word in constants.split(" ")]
-    size = 1 << (len(values).bit_length() - 1)
-    table, ends = values[:size], values[size:]
+    table, ends = read_constants(constants)
     codes = {value: code for code, value in enumerate(table) if is_number(value)}
     return _Table(
         codes={value: codes[value] for value in sorted(codes)},
         beyond=(ends[0], ends[1]) if ends else None,
         specials=frozenset(value for value in table if math.isinf(value)),
         has_nan=any(math.isnan(value) for value in table),
-        has_negative_zero="-0.0" in constants.split(" ")[:size],
+        has_negative_zero=any(is_negative_zero(value) for value in table),
     )
 
 

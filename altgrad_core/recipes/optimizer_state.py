@@ -1,7 +1,8 @@
 """Optimizer state in low precision, as a recipe's ``optimizer_state`` says.
 
 After each update every tensor of the optimizer's state that has the shape of its parameter (both moments of Adam, the
-momentum of SGD) is replaced by its cast value. Counters and factored moments have another shape and stay as they are.
+momentum of SGD) is replaced by its cast value. Counters and factored moments have another shape and stay as they are,
+the latter with a warning.
 
 The second moment is what an update divides by. Where it rounds to zero and the first moment does not, the update is
 ``m / eps``; where it is rounded to nearest and decays by less than half a spacing a step, it never decays. See
@@ -10,6 +11,7 @@ The second moment is what an update divides by. Where it rounds to zero and the 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -36,11 +38,14 @@ class OptimizerStateCast(nn.Module):
         self._optimizer, self._how, self._control = optimizer, how, control
         self._parameters_by_name = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.casts = nn.ModuleDict()
+        self._updated = self._warned = False
+        optimizer.register_step_post_hook(self._notice_update)
 
     def forward(self) -> None:
         """Replace each tensor by its cast value, in place.
 
-        Raises ``AltgradError`` when the recipe names a tensor that the optimizer does not have.
+        Raises ``AltgradError`` when the recipe names a tensor that the optimizer does not have in the shape of its
+        parameters, or when the optimizer has updated parameters and keeps none at all.
         """
         for key, name, state, tensor in self._tensors():
             cast = self._cast(key, state)
@@ -60,6 +65,7 @@ class OptimizerStateCast(nn.Module):
     def _tensors(self) -> Iterator[tuple[str, str, str, Tensor]]:
         """Yield (key of the cast, parameter's name, state's name, tensor) for every tensor that may be cast."""
         found: set[str] = set()
+        others: set[str] = set()
         for number, (name, parameter) in enumerate(self._parameters_by_name):
             for state, tensor in self._optimizer.state.get(parameter, {}).items():
                 if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
@@ -67,10 +73,37 @@ class OptimizerStateCast(nn.Module):
                 if tensor.dim() and tensor.shape == parameter.shape:  # without dimensions it is a counter
                     found.add(state)
                     yield f"{number}-{state}", name, state, tensor
+                elif tensor.dim():
+                    others.add(state)
+        self._check(found, others - found)
+
+    def _check(self, found: set[str], others: set[str]) -> None:
+        """Say what the recipe asks for in vain: ``others`` are tensors of another shape than their parameter's."""
+        optimizer = type(self._optimizer).__name__
         missing = [named.state for named in self._how.named if named.state not in found]
-        if found and missing:
-            what = f"tensor of {type(self._optimizer).__name__} for recipe.optimizer_state"
-            raise AltgradError(unknown(what, missing[0], found))
+        if missing and missing[0] in others:
+            raise AltgradError(
+                f"recipe.optimizer_state names '{missing[0]}', which {optimizer} does not keep in the shape of its "
+                "parameters; only tensors of that shape are cast. Leave it out."
+            )
+        if missing and found:
+            raise AltgradError(unknown(f"tensor of {optimizer} for recipe.optimizer_state", missing[0], found))
+        if self._updated and not found:
+            raise AltgradError(
+                f"recipe.optimizer_state has nothing to cast: {optimizer} keeps no tensor in the shape of its parameters. "
+                "Leave optimizer_state out, or train with an optimizer that has moments."
+            )
+        if others and self._how.every is not None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"recipe.optimizer_state casts tensors in the shape of their parameters; {optimizer} keeps others, which "
+                f"stay as they are: {', '.join(sorted(others))}.",
+                stacklevel=2,
+            )
+
+    def _notice_update(self, *_: object) -> None:
+        """After each step of the optimizer: with gradients it has made whatever it keeps."""
+        self._updated = self._updated or any(p.grad is not None for _, p in self._parameters_by_name)
 
     def _cast(self, key: str, state: str) -> TensorCast | None:
         how = self._how.of(state)

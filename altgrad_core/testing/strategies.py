@@ -61,15 +61,18 @@ def _grid(format: FloatFormat | TableFormat) -> list[float]:
     return [*(format.magnitude(code) for code in codes), format.beyond]
 
 
-@functools.cache
-def elements(format: FloatFormat | TableFormat) -> st.SearchStrategy[float]:
-    """Draw a number of the holder's dtype: a landmark, any number, or one of the magnitude that the format covers."""
-    covered = st.floats(-2 * format.max_finite, 2 * format.max_finite) if format.max_finite < 1e30 else st.nothing()
-    return st.one_of(
-        st.sampled_from(landmarks(format).tolist()),
-        st.floats(width=32 if format.fits_float32 else 64),
-        covered.map(lambda value: torch.tensor(value, dtype=torch.float32).item()),
+def numbers(format: FloatFormat | TableFormat, count: int, generator: torch.Generator) -> Tensor:
+    """Return random numbers [count] of the holder's dtype: landmarks, numbers of the format's magnitude, any bits."""
+    dtype, marks = holder(format), landmarks(format)
+    bits = torch.randint(-(2**63), 2**63 - 1, (count,), generator=generator)
+    kinds = torch.stack(
+        [
+            marks[torch.randint(len(marks), (count,), generator=generator)],
+            (torch.rand(count, generator=generator, dtype=dtype) * 4 - 2) * min(format.max_finite, 1e30),
+            bits.view(dtype) if dtype is torch.float64 else (bits >> 32).to(torch.int32).view(dtype),
+        ]
     )
+    return kinds.gather(0, torch.randint(3, (1, count), generator=generator))[0]
 
 
 @st.composite
@@ -80,10 +83,12 @@ def tensors(
     finite: bool = False,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Draw a tensor of 0 to 3 dimensions, possibly empty, rich in landmarks of ``format``; of the holder's dtype."""
-    shape = draw(st.lists(st.integers(0, 4), max_size=3))
-    count = math.prod(shape)
-    values = draw(st.lists(elements(format), min_size=count, max_size=count))
-    tensor = torch.tensor(values, dtype=holder(format)).reshape(shape)
+    """Draw a tensor of 0 to 3 dimensions, possibly empty, rich in landmarks of ``format``; of the holder's dtype.
+
+    Its numbers are drawn at once, by a seed: one by one hypothesis takes longer for them than a law for a cast.
+    """
+    shape = draw(st.lists(st.integers(0, 5), max_size=3))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
+    tensor = numbers(format, math.prod(shape), generator).reshape(shape)
     tensor = tensor if dtype is None else tensor.to(dtype)
     return torch.where(torch.isfinite(tensor), tensor, torch.zeros_like(tensor)) if finite else tensor

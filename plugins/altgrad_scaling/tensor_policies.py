@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from altgrad_core.numerics.amax import tensor_amax
+from altgrad_core.numerics.cast import scale_tensor
 from altgrad_core.numerics.formats import Format
 from altgrad_core.numerics.scaling import ScalingPolicy, scale_for, usable
 
@@ -22,7 +23,7 @@ class StaticScaling(ScalingPolicy):
 
     def forward(self, x: Tensor, axis: int = -1) -> Tensor:
         """Return the scale."""
-        return torch.full((), self.scale, dtype=torch.float32, device=x.device)
+        return scale_tensor(self.scale, x.device)
 
 
 class CurrentScaling(ScalingPolicy):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
@@ -21,6 +21,8 @@ SAMPLES = 1 << 20
 COLUMNS = 1024
 """Blocks lie along rows of this length."""
 _NAMED = 12  # tensors of a file that an error names
+_NEEDED = "a tensor of floating-point numbers of at most 64 bits, one or more, is needed"
+_T = TypeVar("_T")
 
 
 @attrs.frozen(kw_only=True)
@@ -94,29 +96,35 @@ def distributions(samples: int = SAMPLES, seed: int = 0) -> list[Signal]:
 def from_file(where: str) -> Signal:
     """Read ``FILE`` or ``FILE:TENSOR``: .safetensors, .npy, or .pt / .pth / .bin without unpickling any code.
 
-    The tensor becomes float32; NaN and Inf become 0, which the meaning states. Raises ``AltgradError`` for a file that
-    is not there or not readable, for a name that is not in it (or is needed), and for a tensor that holds no numbers.
+    The tensor becomes float32; NaN, Inf and what float32 cannot hold become 0, which the meaning states. Raises
+    ``AltgradError`` for a file that is not there or not readable, for a name that is not in it (or is needed), and for a
+    tensor that holds no numbers.
     """
     import torch
 
     path, name = _split(where)
     tensors = _tensors(path)
+    if not tensors:
+        raise AltgradError(f"{path} holds no tensor.")
     if name is None and len(tensors) == 1:
         (name,) = tensors
     if name is None or name not in tensors:
         listed = ", ".join(sorted(tensors)[:_NAMED]) + (", ..." if len(tensors) > _NAMED else "")
         lead = f"{path} has no tensor '{name}'.{nearest(name, tensors)}" if name else f"Say which tensor of {path}."
-        raise AltgradError(f"{lead} It holds {len(tensors)}: {listed or 'none'}. Write {path}:NAME.")
-    tensor = tensors[name]()
+        raise AltgradError(f"{lead} It holds {len(tensors)}: {listed}. Write {path}:NAME.")
+    tensor = _read(tensors[name], f"{path}: '{name}' cannot be read")
     if not tensor.is_floating_point() or tensor.numel() == 0:
         raise AltgradError(
             f"{path}: '{name}' has dtype {str(tensor.dtype).removeprefix('torch.')} and shape {list(tensor.shape)}; "
-            "a floating-point tensor with at least one element is needed."
+            f"{_NEEDED}."
         )
-    values = tensor.float()
+    if tensor.layout is not torch.strided or tensor.device.type == "meta":
+        kind = "meta" if tensor.device.type == "meta" else str(tensor.layout).removeprefix("torch.")
+        raise AltgradError(f"{path}: '{name}' is a {kind} tensor; one with all its elements in the file is needed.")
+    values = tensor.detach().float()
     finite = torch.isfinite(values)
     lost = int((~finite).sum())
-    note = f"; {lost:,} NaN or Inf count as 0" if lost else ""
+    note = f"; {lost:,} that are NaN, Inf or beyond float32 count as 0" if lost else ""
     shape = " x ".join(str(size) for size in tensor.shape) or "a number"
     return Signal(
         name=name.rpartition("/")[2],
@@ -126,11 +134,14 @@ def from_file(where: str) -> Signal:
 
 
 def _split(where: str) -> tuple[Path, str | None]:
-    if Path(where).exists():
-        return Path(where), None
     path, colon, name = where.rpartition(":")
-    if colon and Path(path).exists():
-        return Path(path), name
+    try:
+        if Path(where).exists():
+            return Path(where), None
+        if colon and Path(path).exists():
+            return Path(path), name
+    except OSError as error:  # a folder that may not be read, a name too long
+        raise AltgradError(f"--tensor: {where} cannot be read: {error.strerror}.") from None
     raise AltgradError(f"--tensor: there is no file {path if colon else where}. Write FILE, or FILE:TENSOR.")
 
 
@@ -145,12 +156,18 @@ def _tensors(path: Path) -> dict[str, Callable[[], Tensor]]:
     }
     if path.suffix not in readers or path.is_dir():
         raise AltgradError(f"--tensor reads {', '.join(readers)} files, got {path}.")
+    return _read(partial(readers[path.suffix], path), f"{path} cannot be read as {path.suffix}")
+
+
+def _read(read: Callable[[], _T], failure: str) -> _T:
+    """Return what ``read`` returns; an ``AltgradError`` that begins with ``failure`` for what it raises."""
     try:
-        return readers[path.suffix](path)
+        return read()
     except AltgradError:
         raise
     except Exception as error:  # each library has its own errors for a damaged file
-        raise AltgradError(f"{path} cannot be read as {path.suffix}: {str(error).splitlines()[0]}") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise AltgradError(f"{failure}: {reason}") from None
 
 
 def _safetensors(path: Path) -> dict[str, Callable[[], Tensor]]:
@@ -165,7 +182,13 @@ def _numpy(path: Path) -> dict[str, Callable[[], Tensor]]:
     import torch
 
     array = np.load(path, allow_pickle=False)
-    return {path.stem: lambda: torch.from_numpy(np.ascontiguousarray(array))}
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise AltgradError(f"{path} is an archive of arrays (.npz); save the one you mean with numpy.save.")
+    if array.dtype.kind != "f" or array.dtype.itemsize > 8:  # torch has no types for most of the others
+        raise AltgradError(f"{path} has dtype {array.dtype} and shape {list(array.shape)}; {_NEEDED}.")
+    native = array.dtype.newbyteorder("=")
+    return {path.stem: lambda: torch.from_numpy(np.asarray(array, dtype=native, order="C"))}
 
 
 def _torch(path: Path) -> dict[str, Callable[[], Tensor]]:

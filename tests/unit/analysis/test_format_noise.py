@@ -108,6 +108,21 @@ def files(tmp_path: Path) -> Path:
     torch.save({"model": tensors, "step": 3}, tmp_path / "nested.pt")
     torch.save(torch.tensor([1.0, math.nan, math.inf]), tmp_path / "bare.pt")
     np.save(tmp_path / "whole.npy", np.arange(4))
+    np.save(tmp_path / "big_endian.npy", np.arange(6).reshape(2, 3).astype(">f4"))
+    np.save(tmp_path / "columns.npy", np.asfortranarray(np.arange(6.0).reshape(3, 2)))
+    np.save(tmp_path / "backwards.npy", np.arange(4, dtype=np.float16)[::-1])
+    np.save(tmp_path / "number.npy", np.float32(1.5))
+    np.save(tmp_path / "large.npy", np.array([1e300, 1.0]))
+    np.save(tmp_path / "none.npy", np.zeros((0, 3)))
+    np.save(tmp_path / "objects.npy", np.array([1.5, None], dtype=object), allow_pickle=True)
+    np.save(tmp_path / "records.npy", np.zeros(4, dtype=[("a", "<f4"), ("b", "<i4")]))
+    np.save(tmp_path / "long.npy", np.zeros(4, dtype=np.longdouble))
+    np.save(tmp_path / "words.npy", np.array(["a", "b"]))
+    with (tmp_path / "archive.npy").open("wb") as file:
+        np.savez(file, a=np.zeros(3))
+    save_file({}, tmp_path / "empty.safetensors")
+    torch.save(torch.eye(3).to_sparse(), tmp_path / "sparse.pt")
+    torch.save([torch.zeros(3)], tmp_path / "list.pt")
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
     (tmp_path / "notes.txt").write_text("1 2 3")
     return tmp_path
@@ -120,7 +135,12 @@ def files(tmp_path: Path) -> Path:
         ("two.safetensors:layer.bias", "layer.bias", (3,), "3, bfloat16"),
         ("one.npy", "one", (4,), "4, float64"),
         ("nested.pt:model.layer.weight", "model.layer.weight", (2, 3), "2 x 3, float32"),
-        ("bare.pt", "bare", (3,), "3, float32; 2 NaN or Inf count as 0"),
+        ("bare.pt", "bare", (3,), "3, float32; 2 that are NaN, Inf or beyond float32 count as 0"),
+        ("large.npy", "large", (2,), "2, float64; 1 that are NaN, Inf or beyond float32 count as 0"),
+        ("big_endian.npy", "big_endian", (2, 3), "2 x 3, float32"),
+        ("columns.npy", "columns", (3, 2), "3 x 2, float64"),
+        ("backwards.npy", "backwards", (4,), "4, float16"),
+        ("number.npy", "number", (), "a number, float32"),
     ],
 )
 def test_tensors_from_files(where: str, name: str, shape: tuple[int, ...], meaning: str, files: Path) -> None:
@@ -138,7 +158,23 @@ def test_tensors_from_files(where: str, name: str, shape: tuple[int, ...], meani
         ("nothing.npy", "there is no file"),
         ("two.safetensors", "Say which tensor of"),
         ("two.safetensors:layer.weights", "Did you mean 'layer.weight'? It holds 2: layer.bias, layer.weight. Write"),
-        ("whole.npy", "has dtype int64 and shape [4]; a floating-point tensor with at least one element is needed"),
+        (
+            "whole.npy",
+            "has dtype int64 and shape [4]; a tensor of floating-point numbers of at most 64 bits, one or more",
+        ),
+        (
+            "none.npy",
+            "has dtype float64 and shape [0, 3]; a tensor of floating-point numbers of at most 64 bits, one or",
+        ),
+        ("objects.npy", "cannot be read as .npy: Object arrays cannot be loaded"),
+        ("records.npy", "has dtype [('a', '<f4'), ('b', '<i4')] and shape [4]; a tensor of floating-point numbers"),
+        ("long.npy", " and shape [4]; a tensor of floating-point numbers of at most 64 bits"),
+        ("words.npy", "has dtype <U1 and shape [2]; a tensor of"),
+        ("archive.npy", "is an archive of arrays (.npz); save the one you mean with numpy.save"),
+        ("empty.safetensors", "empty.safetensors holds no tensor."),
+        ("sparse.pt", "'sparse' is a sparse_coo tensor; one with all its elements in the file is needed"),
+        ("list.pt", "list.pt holds no tensor."),
+        ("x" * 300 + ".npy", "cannot be read: File name too long."),
         ("broken.safetensors", "cannot be read as .safetensors"),
         ("notes.txt", "reads .safetensors, .npy, .pt, .pth, .bin files"),
         ("", "reads .safetensors"),
@@ -148,6 +184,15 @@ def test_mistakes_with_files(where: str, message: str, files: Path) -> None:
     with pytest.raises(AltgradError) as caught:
         signals.from_file(str(files / where))
     assert message in str(caught.value)
+
+
+def test_numbers_of_a_file_are_its_numbers(files: Path) -> None:
+    assert signals.from_file(str(files / "big_endian.npy")).values.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert signals.from_file(str(files / "columns.npy")).values.tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert signals.from_file(str(files / "backwards.npy")).values.tolist() == [3, 2, 1, 0]
+    assert signals.from_file(str(files / "large.npy")).values.tolist() == [0, 1]
+    (row,) = sqnr.measure([get_format("mxfp4")], [signals.from_file(str(files / "number.npy"))])
+    assert row.sqnr_db == (math.inf,)
 
 
 def test_no_code_is_unpickled(tmp_path: Path) -> None:

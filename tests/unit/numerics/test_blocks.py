@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from altgrad_core.errors import AltgradError
-from altgrad_core.numerics import BlockFormat, get_format
+from altgrad_core.numerics import BlockFormat, TableFormat, get_format
 from altgrad_core.numerics.amax import block_amax, tensor_amax
 from altgrad_core.numerics.blocks import (
     MX_MODES,
@@ -29,7 +29,8 @@ from altgrad_core.numerics.codes import decode
 from altgrad_core.numerics.registry import format_names
 from altgrad_core.plugins import installed
 
-ELEMENTS = ["e4m3fn", "e5m2", "e3m2fn", "e2m3fn", "e2m1fn", "int8", "e3m4", "e0m7"]
+TAPERED = ["posit8", "takum8", "takum_linear8"]
+ELEMENTS = ["e4m3fn", "e5m2", "e3m2fn", "e2m3fn", "e2m1fn", "int8", "e3m4", "e0m7", *TAPERED]
 BLOCK_FORMATS = [name for name in format_names() if isinstance(get_format(name), BlockFormat)]
 E2M1, E4M3 = get_format("e2m1fn"), get_format("e4m3fn")
 LARGEST = torch.finfo(torch.float32).max
@@ -54,7 +55,7 @@ def amaxes(largest: float) -> Tensor:
 @pytest.mark.parametrize("name", ELEMENTS)
 def test_mx_scales_are_those_of_the_definition(name: str, mode: str) -> None:
     element = get_format(name)
-    amax = amaxes(element.max_finite)
+    amax = amaxes(element.scale_target)
     scale = mx_scale(amax, element, mode)
     assert scale.dtype is torch.float32
     expected = [2.0 ** mx_exponent_exactly(a, element, mode) for a in amax.tolist()]
@@ -66,11 +67,12 @@ def test_what_each_mode_promises(name: str) -> None:
     element = get_format(name)
     amax = 2.0 ** torch.linspace(-80, 80, 5001)
     floor, ceil, rceil, even = (mx_scale(amax, element, mode) for mode in ("floor", "ceil", "rceil", "even"))
-    assert bool((amax / rceil <= element.max_finite).all())
-    assert bool((amax / rceil > element.max_finite / 2).all())
-    assert bool((amax / ceil <= element.max_finite).all())
+    target = element.scale_target
+    assert bool((amax / rceil <= target).all())
+    assert bool((amax / rceil > target / 2).all())
+    assert bool((amax / ceil <= target).all())
     assert bool((floor <= even).all() and (even <= ceil).all() and (rceil <= ceil).all() and (ceil <= 2 * floor).all())
-    assert bool((amax / floor < 2 * 2.0 ** math.floor(math.log2(element.max_finite))).all())
+    assert bool((amax / floor < 2 * 2.0 ** math.floor(math.log2(target))).all())
 
 
 @pytest.mark.parametrize(
@@ -96,11 +98,47 @@ def test_the_largest_amax_under_each_power_of_two_not_by_logarithm() -> None:
     assert mx_scale(above, E4M3).item() == 2.0**101
 
 
-@pytest.mark.parametrize("name", [*ELEMENTS, "nf4", "posit8", "e5m10"])
-def test_mantissa_bits_at_the_top(name: str) -> None:
+@pytest.mark.parametrize("name", [*ELEMENTS, "nf4", "e5m10"])
+def test_mantissa_bits_at_the_target(name: str) -> None:
     element = get_format(name)
-    lowest = Fraction(2) ** (math.frexp(element.max_finite)[1] - 1)
+    lowest = Fraction(2) ** (math.frexp(element.scale_target)[1] - 1)
     assert Fraction(2) ** top_mantissa_bits(element) == lowest / top_spacing(element)
+
+
+def test_a_target_where_a_table_has_no_values() -> None:
+    """No mantissa bits there: ``even`` takes the nearest power of two."""
+    gap = TableFormat(name="gap", table=(0.0, 1.0, -1.0, 64.0), amax_target=12.0)
+    assert top_mantissa_bits(gap) == 0
+    assert [mx_scale(torch.tensor(x), gap, "even").item() for x in (8.0, 11.9, 12.0)] == [1.0, 1.0, 2.0]
+    assert [mx_scale(torch.tensor(x), gap, "rceil").item() for x in (8.0, 12.0, 12.1)] == [1.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(("name", "lost_db"), [("posit8", 0.1), ("takum8", 8.0), ("takum_linear8", 8.0)])
+def test_tapered_elements_are_scaled_to_where_they_are_dense(name: str, lost_db: float) -> None:
+    """Normal numbers far from 1 lose about what they lose at the best power of two, at which they would not vanish. The
+    amax of 32 numbers is some two deviations, of a tensor five: takums, dense in few binades, would have it lower."""
+    element = get_format(name)
+    x = torch.randn(64, 512, generator=torch.Generator().manual_seed(1)) * 2.0**-40
+
+    def noise(y: Tensor) -> float:
+        return 10 * math.log10((y - x).double().square().sum().item() / x.double().square().sum().item())
+
+    best = min(noise(quantize(x, element, scale=2.0**exponent)) for exponent in range(-50, -30))
+    for mode in MX_MODES:
+        format = BlockFormat(name=f"mx_{name}", element=element, scale_format=get_format("e8m0fnu"), block=32)
+        scale, block = block_scale(x, format, mode=mode)
+        assert noise(quantize(x, element, scale=scale, block=block)) < best + lost_db
+    two_levels = BlockFormat(name=f"nv_{name}", element=element, scale_format=E4M3, block=16, tensor_scale=True)
+    assert noise(quantize(x, two_levels)) < best + lost_db
+    scale, tensor_scale = nvfp4_scales(block_amax(x, (1, 16)), tensor_amax(x), element=element)
+    assert scale.max() == 448.0
+    assert tensor_scale == tensor_amax(x) / (448.0 * 8.0)
+
+
+def test_block_scales_as_wide_as_all_scales_leave_nothing_to_a_scale_of_the_tensor() -> None:
+    wide = BlockFormat(name="two", element=E2M1, scale_format=get_format("e8m0fnu"), block=16, tensor_scale=True)
+    with pytest.raises(AltgradError, match=r"'e8m0fnu' spans the range of scales by itself: .* Leave tensor_scale out"):
+        quantize(torch.ones(16), wide)
 
 
 def test_an_unknown_mode_names_the_nearest() -> None:

@@ -169,7 +169,8 @@ def rows(name: str) -> Tensor:
 @pytest.mark.parametrize("name", MX)
 def test_mx_in_fractions(name: str, mode: MXMode) -> None:
     f = block_format(name)
-    x = rows(name)[::2] if mode != "rceil" else rows(name)
+    # Modes differ in the scale, which the next test tries; elements go the same way in all.
+    x = rows(name)[::7] if mode != "rceil" else rows(name)[::2]
     scale, block = block_scale(x, f, mode=mode)
     got = quantize(x, f.element, scale=scale, block=block)
     expected = [

@@ -11,6 +11,7 @@ import torch
 
 from altgrad_core.errors import AltgradError
 from altgrad_core.numerics import get_format
+from altgrad_core.numerics.cast import quantize
 from altgrad_core.numerics.codes import (
     NAN_ORDINAL,
     all_values,
@@ -45,6 +46,28 @@ def test_scales(scale: float | torch.Tensor) -> None:
     error = (decode(codes, "e4m3fn", scale=scale) - x).abs()
     assert (error <= 0.5001 * ulp(x, "e4m3fn", scale=scale)).all()
     assert error.max() > 0
+
+
+def test_scales_are_those_of_a_cast() -> None:
+    """One for the tensor, or with ``block`` one for each block; no other shape is spread over the elements."""
+    x = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    codes = encode(x, "e4m3fn")
+    for call in (encode, lambda t, f, **scale: decode(codes, f, **scale), ulp):
+        for scale in (torch.full((8,), 2.0), torch.full((6, 1), 2.0), torch.full((1,), 2.0)):
+            with pytest.raises(AltgradError, match=r"number or a 0-d tensor unless block=.* got a tensor of shape \["):
+                call(x, "e4m3fn", scale=scale)
+        with pytest.raises(AltgradError, match=r"needs a scale of shape \[3, 2\], one for each block; got 2.0"):
+            call(x, "e4m3fn", scale=2.0, block=(2, 4))
+        with pytest.raises(AltgradError, match="scale is a positive number"):
+            call(x, "e4m3fn", scale=-1.0)
+    scales = torch.rand(3, 2, generator=torch.Generator().manual_seed(1)) + 0.5
+    spread = scales.repeat_interleave(2, 0).repeat_interleave(4, 1)
+    options = {"scale": scales, "block": (2, 4)}
+    for name in ("e4m3fn", "posit8"):
+        codes = encode(x, name, **options)
+        assert torch.equal(decode(codes, name, **options), decode(codes, name) * spread)
+        assert torch.equal(decode(codes, name, **options), quantize(x, name, **options))
+        assert torch.equal(ulp(x, name, **options), ulp(x.double() * (1.0 / spread.double()).float(), name) * spread)
 
 
 def test_codes_of_any_integer_dtype() -> None:

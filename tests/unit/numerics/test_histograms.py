@@ -43,6 +43,11 @@ def test_blocks_and_block_formats() -> None:
     assert torch.equal(code_histogram(x, "e4m3fn", scale=scale, block=(1, 32)), torch.stack(parts).sum(dim=0))
     assert code_histogram(x, "mxfp4").shape == (16,)
     assert code_histogram(x, "mxfp4").sum() == x.numel()
+    for given in ({"scale": 2.0}, {"scale": torch.tensor(1.0)}, {"scale": scale, "block": (1, 32)}):
+        with pytest.raises(AltgradError, match="'mxfp4' finds its own block scales; leave out scale and block"):
+            code_histogram(x, "mxfp4", **given)
+    with pytest.raises(AltgradError, match=r"got a tensor of shape \[64\]"):
+        code_histogram(x, "e4m3fn", scale=torch.ones(64))
 
 
 def test_exponents() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -166,13 +166,6 @@ def large(f: FloatFormat, size: int) -> Tensor:
     return x
 
 
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("rounding", ["nearest_even", "up", "stochastic"])
 @pytest.mark.parametrize("name", ["e4m3fn", "e7m0f", "bf16", "binary8p4ue", "e5m22"])
 def test_threads_and_chunks_do_not_matter(threads: Callable[[int], None], name: str, rounding: Rounding) -> None:
@@ -180,9 +173,9 @@ def test_threads_and_chunks_do_not_matter(threads: Callable[[int], None], name: 
     f = get_format(name)
     assert isinstance(f, FloatFormat)
     for size in LARGE:
+        threads(1)
         x = large(f, size)
         options = {"rounding": rounding, "scale": 0.7, "dtype": torch.float32}
-        threads(1)
         q, vector = cast(x, f, **options, draw=Draw(seed=1, name=name), statistics=True)
         threads(2)
         again, other = cast(x, f, **options, draw=Draw(seed=1, name=name), statistics=True)

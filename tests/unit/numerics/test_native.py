@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
+import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,7 @@ import torch
 from torch import Tensor
 
 from altgrad_core.errors import AltgradError
+from altgrad_core.experiments.environment import cast_kernel
 from altgrad_core.numerics import FloatFormat, TableFormat, get_format, native
 from altgrad_core.numerics.amax import block_amax, tensor_amax
 from altgrad_core.numerics.blockwise import block_counts
@@ -28,9 +33,25 @@ INF, NAN = float("inf"), float("nan")
 FORMATS = [
     *("e5m2", "e4m3fn", "e4m3", "e4m3fnuz", "e4m3b11fnuz", "e2m1fn", "bf16", "fp16", "tf32", "fp32", "e0m7", "e1m6f"),
     *("e7m0f", "e6m1f", "e7m8", "e8m3", "e2m5fnuz", "e5m10fn", "binary8p1se", "binary8p3se", "binary8p3ue"),
-    *("binary8p4uf", "odd", "e1m0", "e5m22", "e4m23f", "posit8", "takum8", "takum_linear8", "nf4", "int8", "e8m0fnu"),
+    *(
+        "binary8p4uf",
+        "odd",
+        "e1m0",
+        "e5m22",
+        "e4m23f",
+        "posit8",
+        "takum8",
+        "takum_linear8",
+        "nf4",
+        "int8",
+        "e8m0fnu",
+        "one bit",
+    ),
 ]
-ODD = FloatFormat(name="odd", exponent_bits=6, mantissa_bits=0, specials="none", bias=30)
+UNNAMED = {
+    "odd": FloatFormat(name="odd", exponent_bits=6, mantissa_bits=0, specials="none", bias=30),
+    "one bit": TableFormat(name="one bit", table=(-1.0, 1.0), beyond=(-3.0, 2.0)),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -64,16 +85,13 @@ def choose(monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
 
 
 @pytest.fixture
-def both(monkeypatch: pytest.MonkeyPatch):
+def both(kernel: Callable[[str], None]):
     """Call a function with the native kernels and with tensor operations."""
-    choose(monkeypatch, "auto")
-    if not native.status().native:
-        pytest.skip(f"no native kernel here: {native.status().reason}")
 
     def call(function, *args, **kwargs):
-        choose(monkeypatch, "native")
+        kernel("native")
         first = function(*args, **kwargs)
-        choose(monkeypatch, "torch")
+        kernel("torch")
         return first, function(*args, **kwargs)
 
     return call
@@ -101,7 +119,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     + [(name, dtype) for name in ("e4m3fn", "bf16", "binary8p1se") for dtype in (torch.bfloat16, torch.float16)],
 )
 def test_every_cast_has_the_bits_and_counts_of_the_tensor_operations(name: str, dtype: torch.dtype, both) -> None:
-    fmt = ODD if name == "odd" else get_format(name)
+    fmt = UNNAMED.get(name) or get_format(name)
     x = inputs(dtype)
     draw = Draw(seed=1, step=2, name="n", start=(3, 7), columns=400)
     scales: list[tuple[float | Tensor, tuple[int, int] | None]] = [(1.0, None), (0.3, None)]
@@ -222,39 +240,41 @@ def test_short_rows_and_every_shape_of_block(columns: int, dtype: torch.dtype, b
 @pytest.mark.parametrize("rounding", ["nearest_even", "stochastic"])
 @pytest.mark.parametrize("scale", [2.0**-9, 2.0**-40, 2.0**30, 1e-3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_statistics_of_long_tensors_of_every_magnitude(dtype: torch.dtype, scale: float, rounding: str, both) -> None:
-    """Tiles that need no counting, that count from thresholds, and that go back to the definition."""
+def test_statistics_of_long_tensors_of_every_magnitude(
+    dtype: torch.dtype, scale: float, rounding: str, kernel: Callable[[str], None], threads: Callable[[int], None]
+) -> None:
+    """Tiles that need no counting, that count from thresholds, and that go back to the definition; on two threads."""
     generator = torch.Generator().manual_seed(0)
-    x = (torch.randn(300_001, generator=generator) * 0.1).to(dtype)
+    x = (torch.randn(100_001, generator=generator) * 0.1).to(dtype)
     x[1000:3000] = 0.0
-    x[250_000] = INF
+    x[90_000] = INF
     for fmt, factor in itertools.product(("e5m2", "e4m3fn", "e2m1fn", "bf16", "fp16"), (1.0, 1e-20, 1e18)):
-        (q, found), (expected, counted) = both(
-            cast, x * factor, fmt, scale=scale * factor, rounding=rounding, draw=Draw(seed=0), dtype=torch.float32,
-            statistics=True,
-        )  # fmt: skip
+        large, options = x * factor, {"scale": scale * factor, "rounding": rounding, "draw": Draw(seed=0)}
+        results = []
+        for which, count in (("native", 2), ("torch", 1)):
+            kernel(which)
+            threads(count)
+            results.append(cast(large, fmt, **options, dtype=torch.float32, statistics=True))
+        (q, found), (expected, counted) = results
         assert same_bits(q, expected)
         assert found[:8].tolist() == counted[:8].tolist(), (fmt, factor)
         torch.testing.assert_close(found[8:], counted[8:], rtol=1e-5, atol=0.0)
 
 
-def test_any_number_of_threads_gives_the_same_bits_and_statistics(both) -> None:
+def test_any_number_of_threads_gives_the_same_bits_and_statistics(
+    kernel: Callable[[str], None], threads: Callable[[int], None]
+) -> None:
+    kernel("native")
     x = torch.randn(700, 1001)
-    threads = torch.get_num_threads()
     results = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            for block, rounding in itertools.product((None, (1, 32), (32, 1)), ("nearest_even", "stochastic")):
-                scale = 0.1 if block is None else torch.full(block_counts(x.shape, block), 0.1)
-                q, vector = cast(
-                    x, "e4m3fn", scale=scale, block=block, rounding=rounding, draw=Draw(seed=1), statistics=True
-                )
-                results.append(
-                    (count, q, vector, tensor_amax(x), block_amax(x, (3, 77)), moments(x), products(x, x + 1))
-                )
-    finally:
-        torch.set_num_threads(threads)
+    for count in (1, 2, 3):
+        threads(count)
+        for block, rounding in itertools.product((None, (1, 32), (32, 1)), ("nearest_even", "stochastic")):
+            scale = 0.1 if block is None else torch.full(block_counts(x.shape, block), 0.1)
+            q, vector = cast(
+                x, "e4m3fn", scale=scale, block=block, rounding=rounding, draw=Draw(seed=1), statistics=True
+            )
+            results.append((count, q, vector, tensor_amax(x), block_amax(x, (3, 77)), moments(x), products(x, x + 1)))
     for index in range(6):
         first, *others = results[index::6]
         for other in others:
@@ -339,20 +359,95 @@ def test_a_cache_that_cannot_be_written_is_a_reason(monkeypatch: pytest.MonkeyPa
     assert "cannot be kept in" in native.status().reason or "no C++ compiler" in native.status().reason
 
 
-def test_a_damaged_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_damaged_library_is_named(
+    loaded_kernel: native.KernelStatus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if not loaded_kernel.native:
+        pytest.skip(loaded_kernel.reason)
+    damaged = tmp_path / Path(loaded_kernel.reason.split(" (")[0]).name
+    damaged.write_bytes(b"no library")
     monkeypatch.setenv("ALTGRAD_KERNEL_CACHE", str(tmp_path))
     choose(monkeypatch, "auto")
-    if not native.status().native:
-        pytest.skip(native.status().reason)
-    (library,) = tmp_path.glob("*.so")
-    damaged = tmp_path / "other"
-    damaged.mkdir()
-    (damaged / library.name).write_bytes(b"no library")
-    monkeypatch.setenv("ALTGRAD_KERNEL_CACHE", str(damaged))
-    choose(monkeypatch, "auto")
     assert not native.status().native
-    assert f"{damaged / library.name} does not load" in native.status().reason
+    assert f"{damaged} does not load" in native.status().reason
     assert "delete it" in native.status().reason
+
+
+@pytest.fixture
+def quick_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """Build, into a cache of its own, a source that has all functions of the kernel but compiles in no time; return the
+    compiler."""
+    try:
+        (compiler,) = native._compiler()
+    except native._Unavailable as error:
+        pytest.skip(str(error))
+    names = {name for source in native.SOURCES for name in re.findall(r"\baltgrad_\w+(?=\()", source.read_text())}
+    assert len(names) >= 5
+    source = tmp_path / "quick.cpp"
+    source.write_text("".join(f'extern "C" void {name}() {{}}\n' for name in sorted(names)))
+    monkeypatch.setattr(native, "SOURCES", (source,))
+    monkeypatch.setenv("ALTGRAD_KERNEL_CACHE", str(tmp_path / "cache"))
+    choose(monkeypatch, "auto")
+    return compiler
+
+
+def test_a_compiler_with_arguments(quick_build: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", f"env {quick_build}")
+    assert native.status().native
+    assert native.status().reason.endswith(f"/env {quick_build})")
+    assert native.status().one_thread == ""
+
+
+def test_a_compiler_that_is_not_there_is_not_passed_over(quick_build: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "nonesuch++ -O2")
+    assert native.status() == native.KernelStatus(
+        native=False, reason="there is no nonesuch++, which the environment variable CXX names, on the path"
+    )
+
+
+def test_an_openmp_that_is_not_torchs_leaves_one_thread_and_is_said(
+    quick_build: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As Clang's beside libgomp: it compiles and links, and the library then asks for functions that nothing has."""
+    openmp = native._openmp()
+    if openmp is None:
+        pytest.skip("torch has no OpenMP runtime here")
+    (tmp_path / "foreign.h").write_text(
+        'extern "C" void __kmpc_nothing(); void (*volatile altgrad_foreign)() = __kmpc_nothing;'
+    )
+    foreign = tmp_path / "clang"
+    foreign.write_text(
+        f'#!/bin/sh\nfor word; do [ "$word" = -fopenmp ] && exec {quick_build} "$@" -include {tmp_path}/foreign.h; done\n'
+        f'exec {quick_build} "$@"\n'
+    )
+    foreign.chmod(foreign.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("CXX", str(foreign))
+    for _ in ("built", "found in the cache"):
+        native.status.cache_clear()
+        assert native.status().native
+        assert native.status().one_thread == f"{foreign} does not build for torch's {Path(openmp).name}; CXX=g++ may"
+        assert cast_kernel() == f"native, one thread, because: {native.status().one_thread}"
+    assert [path.name.endswith("-one-thread.so") for path in (tmp_path / "cache").iterdir()] == [True]
+    monkeypatch.setattr(native, "_openmp", lambda: None)
+    native.status.cache_clear()
+    assert cast_kernel().startswith("native, one thread, because: torch has loaded no OpenMP runtime")
+
+
+@pytest.mark.slow
+def test_clang_gives_the_bits_of_the_tensor_operations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if shutil.which("clang++") is None:
+        pytest.skip("no clang++ on the path")
+    monkeypatch.setenv("CXX", "clang++")
+    monkeypatch.setenv("ALTGRAD_KERNEL_CACHE", str(tmp_path))
+    results = []
+    for kernel in ("native", "torch"):
+        choose(monkeypatch, kernel)
+        native.status()
+        for name, rounding in itertools.product(("e4m3fn", "bf16", "e7m0f", "posit8"), ROUNDINGS):
+            results.append(
+                cast(inputs(), name, scale=0.3, rounding=rounding, draw=Draw(seed=1), dtype=torch.float32)[0]
+            )
+    assert all(same_bits(a, b) for a, b in zip(results[: len(results) // 2], results[len(results) // 2 :], strict=True))
 
 
 def test_unknown_kernels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,6 +456,23 @@ def test_unknown_kernels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         native.status()
 
 
+@pytest.mark.usefixtures("quick_build")
+def test_builds_at_once_all_get_it(tmp_path: Path) -> None:
+    """As processes do that start together: each compiles in a folder of its own and moves the library in place."""
+    together = threading.Barrier(4)
+
+    def load(_: int) -> native.KernelStatus:
+        together.wait()
+        return native._load()
+
+    with ThreadPoolExecutor(4) as pool:
+        said = set(pool.map(load, range(4)))
+    (only,) = said
+    assert only.native
+    assert [str(path) for path in (tmp_path / "cache").iterdir()] == [only.reason.split(" (")[0]]
+
+
+@pytest.mark.slow
 def test_two_processes_that_build_at_once_both_get_it(tmp_path: Path) -> None:
     code = "from altgrad_core.numerics.native import status; print(status().native, status().reason)"
     environment = {**os.environ, "ALTGRAD_KERNEL_CACHE": str(tmp_path), "ALTGRAD_KERNEL": "auto"}
@@ -376,16 +488,12 @@ def test_two_processes_that_build_at_once_both_get_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", range(2, 16))
-def test_narrow_blocks_on_two_threads(width: int, both) -> None:
+def test_narrow_blocks_on_two_threads(width: int, both, threads: Callable[[int], None]) -> None:
     """A block is one thread's: 524,288 lies in a block that crosses a multiple of the tile for most widths."""
     x = torch.full((1, 2**20), 0.01)
     x[0, 524_288] = 100.0
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        first, second = both(block_amax, x, (1, width))
-    finally:
-        torch.set_num_threads(threads)
+    threads(2)
+    first, second = both(block_amax, x, (1, width))
     assert torch.equal(first, second)
     assert first.max() == 100.0
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Callable, Iterator
 
 import gfloat
 import gfloat.formats
@@ -209,45 +210,49 @@ def their_values(
     return torch.where(torch.isinf(x), x.double(), result) if saturation == "propagate" and f.has_inf else result
 
 
-def check_against_gfloat(f: FloatFormat) -> None:
+Kernels = Callable[[], Iterator[str]]
+
+
+def check_against_gfloat(f: FloatFormat, kernels: Kernels) -> None:
     """Every value, midpoint and neighbour of the format in every deterministic mode, and stochastic with given bits."""
     x = points(f)
     x = x[(x == 0) | (x.double() / f.min_positive != 0)]  # see test_gfloat_loses_numbers_far_below_the_smallest_value
     if not f.signed:
         x = x[~torch.signbit(x)]  # see test_gfloat_has_no_answer_for_negative_numbers_in_unsigned_formats
     for rounding, saturation in itertools.product(ROUNDINGS[:-1], SATURATIONS):
-        got = quantize(x, f, rounding=rounding, saturation=saturation)
-        assert_same(got, their_values(f, x, rounding, saturation), x)
+        theirs = their_values(f, x, rounding, saturation)
+        for _ in kernels():
+            assert_same(quantize(x, f, rounding=rounding, saturation=saturation), theirs, x)
     for count, saturation in ((32, "none"), (32, "finite"), (9, "propagate"), (3, "none"), (1, "finite")):
         bits = random_bits(DRAW, x.shape) >> (32 - count)
-        got = quantize(x, f, rounding="stochastic", saturation=saturation, draw=DRAW, random_bits=count)
-        assert_same(got, their_values(f, x, "stochastic", saturation, bits, count), x)
+        theirs = their_values(f, x, "stochastic", saturation, bits, count)
+        for _ in kernels():
+            got = quantize(x, f, rounding="stochastic", saturation=saturation, draw=DRAW, random_bits=count)
+            assert_same(got, theirs, x)
 
 
-@pytest.mark.usefixtures("each_kernel")
-def test_gfloat_loses_numbers_far_below_the_smallest_value() -> None:
+def test_gfloat_loses_numbers_far_below_the_smallest_value(kernels: Kernels) -> None:
     """It divides by the unit in float64, where the quotient vanishes; rounded up such a number is the smallest value."""
     f = FloatFormat(name="all values above 1", exponent_bits=4, mantissa_bits=3, bias=-60)
     x = torch.tensor([5e-324], dtype=torch.float64)
     assert their_values(f, x, "up", "finite").item() == 0.0
-    assert quantize(x, f, rounding="up").item() == f.min_positive
+    for _ in kernels():
+        assert quantize(x, f, rounding="up").item() == f.min_positive
     assert quantize_exactly(5e-324, f, rounding="up") == f.min_positive
 
 
-@pytest.mark.usefixtures("each_kernel")
 @pytest.mark.parametrize("name", sample())
-def test_every_mode_against_gfloat(name: str) -> None:
-    check_against_gfloat(float_format(name))
+def test_every_mode_against_gfloat(name: str, kernels: Kernels) -> None:
+    check_against_gfloat(float_format(name), kernels)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("each_kernel")
 @pytest.mark.parametrize("name", grammar())
-def test_every_mode_of_every_name_against_gfloat(name: str) -> None:
-    check_against_gfloat(float_format(name))
+def test_every_mode_of_every_name_against_gfloat(name: str, kernels: Kernels) -> None:
+    check_against_gfloat(float_format(name), kernels)
 
 
-def check_against_reference(f: FloatFormat, limit: int) -> None:
+def check_against_reference(f: FloatFormat, limit: int, kernels: Kernels) -> None:
     x = points(f)
     x = torch.cat([x[:: len(x) // limit + 1], x[-40:], x[len(x) // 2 - 40 : len(x) // 2]])
     for rounding, saturation in itertools.product(ROUNDINGS, SATURATIONS):
@@ -261,8 +266,8 @@ def check_against_reference(f: FloatFormat, limit: int) -> None:
 
 
 @pytest.mark.parametrize("name", sample())
-def test_every_mode_against_the_scalar_reference(name: str) -> None:
-    check_against_reference(float_format(name), 60)
+def test_every_mode_against_the_scalar_reference(name: str, kernels: Kernels) -> None:
+    check_against_reference(float_format(name), 60, kernels)
 
 
 CUSTOM = [
@@ -279,30 +284,29 @@ CUSTOM = [
 ]
 
 
-@pytest.mark.usefixtures("each_kernel")
 @pytest.mark.parametrize("f", CUSTOM, ids=[f.name for f in CUSTOM])
-def test_formats_without_a_name_in_every_mode(f: FloatFormat) -> None:
-    check_against_gfloat(f)
-    check_against_reference(f, 100)
+def test_formats_without_a_name_in_every_mode(f: FloatFormat, kernels: Kernels) -> None:
+    check_against_gfloat(f, kernels)
+    check_against_reference(f, 100, kernels)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", grammar())
-def test_every_mode_of_every_name_against_the_scalar_reference(name: str) -> None:
+def test_every_mode_of_every_name_against_the_scalar_reference(name: str, kernels: Kernels) -> None:
     f = float_format(name)
-    check_against_reference(f, 2000 if f.bits <= 8 else 60)  # all points up to 8 bits
+    check_against_reference(f, 2000 if f.bits <= 8 else 60, kernels)  # all points up to 8 bits
 
 
-@pytest.mark.usefixtures("each_kernel")
 @pytest.mark.parametrize("name", [name for name in sample() if float_format(name).fits_bfloat16])
-def test_bfloat16_inputs_against_gfloat(name: str) -> None:
+def test_bfloat16_inputs_against_gfloat(name: str, kernels: Kernels) -> None:
     f = float_format(name)
     x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
     if not f.signed:
         x = x[~torch.signbit(x)]
     for rounding in ROUNDINGS[:-1]:
         expected = their_values(f, x.float(), rounding, "none")
-        assert_same(cast(x, f, rounding=rounding, saturation="none", dtype=torch.bfloat16)[0], expected, x)
+        for _ in kernels():
+            assert_same(cast(x, f, rounding=rounding, saturation="none", dtype=torch.bfloat16)[0], expected, x)
 
 
 # -------------------------------------------------------------------------------------------- P3109's value sets

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from spread import draws, formats, laws
 from torch import Tensor
 
+from altgrad_core.errors import AltgradError
 from altgrad_core.numerics import FloatFormat, get_format
 from altgrad_core.numerics.cast import quantize
 from altgrad_core.numerics.kernel import grid_of
@@ -153,3 +154,14 @@ def test_a_shard_draws_as_the_whole(
     place = Draw(seed=draw.seed, step=draw.step, name=draw.name, start=(row + top, left), columns=columns)
     assert torch.equal(quantize(x[part], "e3m2fn", rounding="stochastic", draw=place), q[part])
     assert torch.equal(random_bits(whole, x.shape)[part], random_bits(place, x[part].shape))
+
+
+def test_a_draw_names_bits_by_integers() -> None:
+    x = torch.full((8,), 1.03)
+    for wrong in ({"seed": 1.0}, {"seed": 0, "step": "1"}):
+        with pytest.raises(AltgradError, match=r"The (seed|step) of a Draw is an integer, got (1.0|'1'); pass int"):
+            quantize(x, "e4m3fn", rounding="stochastic", draw=Draw(**wrong))
+    with pytest.raises(AltgradError, match=r"elements numbered from 2\^63 on"):
+        quantize(x, "e4m3fn", rounding="stochastic", draw=Draw(seed=0, start=(2**61, 0)))
+    last = Draw(seed=0, start=(2**60 - 2, 0))
+    assert quantize(x, "e4m3fn", rounding="stochastic", draw=last).shape == (8,)

@@ -21,6 +21,8 @@ from altgrad_core.testing.strategies import landmarks
 
 EXTREME = TableFormat(name="extreme", table=(0.1, 1e-300, 1e300, -1e200))
 UNSIGNED = TableFormat(name="unsigned", table=(0.0, 1.0, 2.5, math.inf, 0.3, 0.7, math.nan, 100.0))
+ONE_BIT = TableFormat(name="one bit", table=(-1.0, 1.0), beyond=(-3.0, 2.0))
+ONE_BIT_WITH_ZERO = TableFormat(name="zero and one", table=(0.0, 1.0), beyond=(-2.0, 1.5))
 NO_ZERO = TableFormat(name="no_zero", table=(-0.1, 0.1, 3.0, -7.0), beyond=(-8.0, 4.5))
 
 
@@ -40,6 +42,7 @@ def table_format(name: str) -> TableFormat:
         ((0.0,), "got 1"),
         ((0.0, 1.0, 1.0, 2.0), "1.0 at code 1 and at code 2"),
         ((0.0, math.inf, math.inf, 1.0), "inf at code 1 and at code 2"),
+        ((0.0, -0.0, 1.0, -0.0), "-0.0 at code 1 and at code 3"),
         ((-0.0, 1.0), "has -0.0 but not 0.0"),
         ((0.0, math.nan), "needs two finite values, one of them above zero"),
         ((0.0, -1.0), "needs two finite values, one of them above zero"),
@@ -51,9 +54,17 @@ def test_what_is_no_table(table: tuple[float, ...], reason: str) -> None:
 
 
 def test_beyond_lies_outside() -> None:
-    for beyond in ((-1.0, 2.0), (-2.0, 1.0)):
+    for beyond in ((-1.0, 2.0), (-2.0, 1.0), (-2.0, math.inf), (math.nan, 2.0)):
         with pytest.raises(AltgradError, match=r"beyond is a number below -1.0 and one above 1.0, got"):
             TableFormat(name="mine", table=(-1.0, 0.0, 0.5, 1.0), beyond=beyond)
+
+
+def test_a_table_of_one_bit_keeps_what_lies_beyond_it_apart() -> None:
+    """Two values and two beyond them are not the four values of two bits."""
+    with_ends = TableFormat(name="one", table=(-1, 1), beyond=[-3, 2])
+    assert with_ends.beyond == (-3.0, 2.0)
+    assert quantize(torch.tensor([-9.0, -0.1, 0.1, 9.0]), with_ends).tolist() == [-1.0, -1.0, 1.0, 1.0]
+    assert with_ends.constants != TableFormat(name="two", table=(-1, 1, -3, 2)).constants
 
 
 def test_a_table_of_anything() -> None:
@@ -157,7 +168,7 @@ def test_int8_is_two_complement_in_64ths() -> None:
 # ------------------------------------------------------------------------------------------------------------ rounding
 
 
-@pytest.mark.parametrize("f", [EXTREME, UNSIGNED, NO_ZERO], ids=lambda f: f.name)
+@pytest.mark.parametrize("f", [EXTREME, UNSIGNED, NO_ZERO, ONE_BIT, ONE_BIT_WITH_ZERO], ids=lambda f: f.name)
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 def test_odd_tables_against_the_definition(f: TableFormat, rounding: Rounding) -> None:
     for x in (landmarks(f).double(), landmarks(f).float()):

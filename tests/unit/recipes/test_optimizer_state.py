@@ -113,3 +113,29 @@ def test_casts_of_states_by_name() -> None:
 def test_a_low_precision_optimizer_still_trains() -> None:
     full = Small({"compute": "fp32"}).train(200)
     assert Small({"optimizer_state": {"format": "mxfp8_e4m3", **STOCHASTIC}}).train(200) < 1.15 * full
+
+
+@pytest.mark.parametrize("spec", ["e5m2", {"momentum_buffer": "e5m2"}])
+def test_an_optimizer_that_keeps_nothing(spec: object) -> None:
+    small = Small({"optimizer_state": spec}, optimizer=torch.optim.SGD)
+    small.casts.after_update()  # before the first update, or after a skipped one, there is nothing to say
+    with pytest.raises(AltgradError) as caught:
+        small.step()
+    assert str(caught.value) == (
+        "recipe.optimizer_state has nothing to cast: SGD keeps no tensor in the shape of its parameters. Leave "
+        "optimizer_state out, or train with an optimizer that has moments."
+    )
+
+
+def test_tensors_of_another_shape_stay_and_are_said_to() -> None:
+    """Adafactor factors the second moment of a matrix; a vector's has the vector's shape."""
+    small = Small({"optimizer_state": "bf16"}, optimizer=torch.optim.Adafactor)
+    with pytest.warns(UserWarning, match=r"Adafactor keeps others, which stay as they are: col_var, row_var\.$"):
+        small.step()
+    small.step()  # said once
+    seen = {(name, state): tensor for name, state, tensor in small.states()}
+    assert torch.equal(altgrad.quantize(seen["0.bias", "variance"], "bf16"), seen["0.bias", "variance"])
+    assert not torch.equal(altgrad.quantize(seen["0.weight", "row_var"], "bf16"), seen["0.weight", "row_var"])
+    named = Small({"optimizer_state": {"row_var": "bf16"}}, optimizer=torch.optim.Adafactor)
+    with pytest.raises(AltgradError, match=r"names 'row_var', which Adafactor does not keep in the shape of"):
+        named.step()
