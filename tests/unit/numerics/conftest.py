@@ -67,3 +67,13 @@ def kernels(loaded_kernel: native.KernelStatus, use_kernel: Callable[[str], None
             yield name
 
     return each
+
+
+@pytest.fixture(params=["native", "torch"])
+def each_kernel(
+    request: pytest.FixtureRequest, loaded_kernel: native.KernelStatus, use_kernel: Callable[[str], None]
+) -> None:
+    """Run the test once with each kernel of this machine."""
+    if request.param == "native" and not loaded_kernel.native:
+        pytest.skip(f"no native kernel: {loaded_kernel.reason}")
+    use_kernel(request.param)
