@@ -45,9 +45,9 @@ def machine() -> dict[str, object]:
 
 
 def kernel_digest() -> str:
-    """Return the beginning of a hash of the kernels' sources and flags: results with another one are of other code."""
+    """Return the beginning of a hash of what rounds, sources and flags: results with another one are of other code."""
     folder, digest = Path(native.__file__).parent, hashlib.sha256(repr(native._FLAGS).encode())
-    names = ("cast.py", "native_cast.py", "native_kinds.py", "kernel.py", "roundings.py")
+    names = ("native_cast.py", "native_kinds.py", "kernel.py", "roundings.py")
     for path in (*sorted(folder.rglob("*.cpp")), *sorted(folder.rglob("*.h")), *(folder / name for name in names)):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
