@@ -26,7 +26,13 @@ from altgrad_core.experiments.folder import RunFolder
 from altgrad_core.experiments.schema import RunConfig
 from altgrad_core.plugins import installed
 from altgrad_core.structure import unstructure
-from altgrad_core.training.checkpoint import CheckpointBackend, DamagedCheckpoint, Saved, load_checkpoint
+from altgrad_core.training.checkpoint import (
+    CheckpointBackend,
+    DamagedCheckpoint,
+    Saved,
+    checkpoint_steps,
+    load_checkpoint,
+)
 from altgrad_core.training.events import to_json
 
 Kind = Literal["step", "best", "permanent", "anomaly", "start"]
@@ -92,7 +98,7 @@ def list_checkpoints(folder: str | Path, *, verify: bool = False) -> Listing:
     """Read what is in the folder of a run; ``verify`` reads every byte. Raises ``AltgradError`` when it is no run's."""
     run = load_run(folder)
     config, backend = _backend(Path(folder))
-    names = [name for name in backend.names() if _NAME.fullmatch(name)]
+    names = list(checkpoint_steps(backend))
     pointers = {pointer: backend.pointed(pointer) for pointer in _POINTERS}
     rows = [_row(run, config, backend, name, pointers, verify=verify) for name in names]
     left = set(backend.names())  # a run that is being trained rotates; what it has deleted meanwhile is not damaged
@@ -183,7 +189,7 @@ def _row(
 
 
 def _existing(backend: CheckpointBackend, asked: str) -> str:
-    names = [name for name in backend.names() if _NAME.fullmatch(name)]
+    names = list(checkpoint_steps(backend))
     name = backend.pointed(asked) if asked in _POINTERS else asked
     if name is None or (asked in _POINTERS and name not in names):
         holds = "is not set" if name is None else f"names {name}, which is not there"

@@ -34,7 +34,7 @@ def fork(
     from altgrad_core.experiments.schema import Experiment
 
     parent = parse_moment(moment)
-    config = plan_fork(parent, name, set_ or ())
+    config = plan_fork(parent, name, set_ or (), fresh=fresh)
     runs = parent.folder.path.resolve().parent.parent
     if runs.is_relative_to(Path.cwd()):
         runs = runs.relative_to(Path.cwd())

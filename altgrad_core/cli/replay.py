@@ -72,7 +72,8 @@ def _origin(found: Replay) -> str:
     again = f", {found.retrained} steps trained again" if found.retrained else ""
     verdict = {
         True: "loss and gradient norm are those of the run, bit for bit.",
-        False: "loss or gradient norm differ from the run's: another environment, or another AltGrad (see env.json).",
+        False: "loss or gradient norm differ from the run's: other data, another environment, or another AltGrad (see "
+        "env.json).",
         None: "the run logged no loss at this step.",
     }[found.exact]
     return f"Step {found.step}, from {start}{again}: {verdict}"

@@ -9,8 +9,11 @@ Taken whole: weights, step, and what is not about what changed. A run that chang
 | optimizer state | when the optimizer is of the same kind; its options are those of the new run | starts anew |
 | weights and optimizer state as stored | when the recipe is another, they are cast as it says | |
 | random number generators | when the seed is the same | seeded |
-| probes, alerts | when their options are the same | start anew |
-| best loss, sinks | never: they belong to the other run | |
+| probes | when their options are the same | start anew |
+| alerts | when their options are the same and none of them ended the other run | start anew |
+| how many recordings the alerts asked for, best loss, sinks | never: they belong to the other run | |
+
+Where the data are others than the other training's, that is said.
 """
 
 from __future__ import annotations
@@ -22,40 +25,62 @@ from torch import nn
 from altgrad_core.errors import AltgradError
 from altgrad_core.recipes.step_casts import load_matching
 from altgrad_core.training import rng
+from altgrad_core.training.data import DataIdentity, data_changes
 from altgrad_core.training.engine import Engine
 
 
-def adopt(engine: Engine, state: dict[str, Any], then: dict[str, Any]) -> list[str]:
+def adopt(engine: Engine, state: dict[str, Any], then: dict[str, Any], data: DataIdentity) -> list[str]:
     """Put a fresh ``engine`` where the ``state`` of another training stands; returns what starts anew, in sentences.
 
-    ``then`` is the configuration of that training, as tables. Raises ``AltgradError`` when the model is another.
+    ``then`` is the configuration of that training, as tables, and ``data`` its data. Raises ``AltgradError`` when the
+    model is another.
     """
     now = engine.config
     notes = []
     _check_model(engine.model, state["model"])
     scaling_kept = load_matching(engine.model, state["model"])
-    if then["train"]["optimizer"]["kind"] == now["train"]["optimizer"]["kind"]:
+    same_optimizer = then["train"]["optimizer"]["kind"] == now["train"]["optimizer"]["kind"]
+    same_recipe = then["recipe"] == now["recipe"]
+    if same_optimizer:
         _load_optimizer(engine, state["optimizer"])
     else:
         notes.append(f"The state of the optimizer {now['train']['optimizer']['kind']} starts anew.")
-    if then["recipe"] == now["recipe"]:
+    if same_recipe and same_optimizer:
         engine.casts.load_state_dict(state["casts"])
     else:
         engine.casts.begin_step(state["step"])
-        scaling_kept &= engine.casts.adopt_state_dict(state["casts"])
+        scaling_kept &= engine.casts.adopt_state_dict(state["casts"], recast=not same_recipe)
     if not scaling_kept:
         notes.append("Scaling state that the other recipe does not have starts anew.")
-    for name, probe in engine.probes.items():
-        if then["probes"].get(name) == now["probes"][name]:
-            probe.load_state_dict(state["probes"][name])
-    if then["alerts"] == now["alerts"]:
-        engine.alerts.load_state_dict({**state["alerts"], "stop_reason": ""})  # an alert that ended the other run
+    notes += _adopt_probes(engine, state["probes"], then["probes"])
+    notes += _adopt_alerts(engine, state["alerts"], same_rules=then["alerts"] == now["alerts"])
     if then["seed"] == now["seed"]:
         rng.restore(state["rng"])
     else:
         notes.append(f"Batches and dropout are those of seed {now['seed']} from here on.")
+    if changes := data_changes(data, engine.data.identity):
+        notes.append(f"The data are others than those of the checkpoint ({changes}).")
     engine.step_number = state["step"]
     return notes
+
+
+def _adopt_probes(engine: Engine, states: dict[str, Any], then: dict[str, Any]) -> list[str]:
+    anew = []
+    for name, probe in engine.probes.items():
+        if then.get(name) == engine.config["probes"][name]:
+            probe.load_state_dict(states[name])
+        elif states.get(name):  # most probes remember nothing
+            anew.append(f"What the probe {name} remembers starts anew: its options are others.")
+    return anew
+
+
+def _adopt_alerts(engine: Engine, state: dict[str, Any], *, same_rules: bool) -> list[str]:
+    if not same_rules:
+        return ["The alerts start anew: their options are others."]
+    if state["stop_reason"]:  # it has been raised, and is not raised again before its condition has ended
+        return ["The alerts start anew: one of them ended the other run."]
+    engine.alerts.load_state_dict({**state, "saved": engine.alerts.state_dict()["saved"]})
+    return []
 
 
 def _check_model(model: nn.Module, saved: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from altgrad_core.experiments.folder import RunFolder
 from altgrad_core.experiments.hardware import as_facts
 from altgrad_core.experiments.history import last_metrics
 from altgrad_core.experiments.nvml import NvmlReader, NvmlUnavailable
+from altgrad_core.experiments.origin import check_unchanged
 from altgrad_core.experiments.runfile import run_table
 from altgrad_core.experiments.sampler import Sampler
 from altgrad_core.experiments.schema import RunConfig
@@ -62,7 +63,7 @@ def train_run(folder: RunFolder, device_name: str, log: EventLog, stop_requested
         log.add_sink(name, functools.partial(build, "sink", sink, folder.path))
     checkpoints.clean()
     started = time.perf_counter()
-    resumed = engine.resume()
+    resumed = engine.resume(lambda found: check_unchanged(found, engine.config, engine.data))
     loading_s = time.perf_counter() - started
     notes = _begin_fork(config, engine) if resumed is None and config.fork is not None else None
     changes = record_environment(folder.environment, facts)
@@ -182,14 +183,15 @@ def build(kind: str, choice: Choice, *arguments: Any) -> Any:
 def _begin_fork(config: RunConfig, engine: Engine) -> list[str]:
     """Give the engine the state that the fork begins with; returns what of it starts anew, in sentences."""
     assert config.fork is not None
-    name = next((name for name in engine.checkpoints.backend.names() if name.startswith("start-")), None)
-    if name is None:
+    backend, start = engine.checkpoints.backend, config.fork.start
+    found = load_checkpoint(backend, start) if start in backend.names() else None
+    if found is None or found.saved.state_hash != config.fork.state_hash:
+        what = "is missing" if found is None else "has another state than run.toml says"
         raise RunFailed(
-            f"This run is a fork of {config.fork.run} and its copy of the parent's checkpoint is missing: give the "
-            "command 'altgrad fork' again."
+            f"This run is a fork of {config.fork.run} after step {config.fork.step}, and its copy of the parent's "
+            f"checkpoint, {start}, {what}: give the command 'altgrad fork' again."
         )
-    found = load_checkpoint(engine.checkpoints.backend, name)
-    return adopt(engine, found.state, found.notes["config"])
+    return adopt(engine, found.state, found.notes["config"], found.notes["data"])
 
 
 def _tell(

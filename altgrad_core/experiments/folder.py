@@ -36,6 +36,11 @@ class RunFolder:
         return self.path / "run.toml"
 
     @property
+    def parent_config(self) -> Path:
+        """Of a fork: the ``run.toml`` of its parent when it branched off, so that the parent may go."""
+        return self.path / "parent.toml"
+
+    @property
     def environment(self) -> Path:
         """Versions, device, git commit."""
         return self.path / "env.json"
@@ -54,6 +59,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Where checkpoint backends store."""
         return self.path / "checkpoints"
+
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether the run has saved a checkpoint of its own; what a fork began with is none."""
+        return self.checkpoints.is_dir() and any(self.checkpoints.glob("step-*"))
 
     @property
     def anomalies(self) -> Path:
@@ -76,8 +86,8 @@ class RunFolder:
         if self.holder() is not None:
             return "running"
         last = last_status(self.events)
-        if last is None:
-            return "pending"
+        if last is None:  # with checkpoints it did train, and its events are lost
+            return "interrupted" if self.has_checkpoints else "pending"
         status: Status = last["status"]
         return "interrupted" if status == "running" else status
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from altgrad_core.experiments.config import load_run, override_run
 from altgrad_core.experiments.folder import RunFolder
 from altgrad_core.experiments.matrix import check_folder_name
 from altgrad_core.experiments.schema import Fork, RunConfig
+from altgrad_core.files import write_whole
 
 if TYPE_CHECKING:
     from altgrad_core.training.checkpoint import CheckpointBackend
@@ -34,25 +36,29 @@ class Moment:
         """The number of steps, None for a pointer or a name."""
         return int(self.place) if _STEP.fullmatch(self.place) else None
 
+    def check_run(self) -> None:
+        """Raise ``AltgradError`` unless the folder holds a run."""
+        if not self.folder.config.is_file():
+            raise AltgradError(
+                f"There is no run in {self.folder.path}: expected a folder runs/<experiment>/<run> with a run.toml."
+            )
+
 
 def parse_moment(text: str) -> Moment:
-    """Return what ``RUN@STEP`` means; raises ``AltgradError`` for anything else, or a folder that holds no run."""
+    """Return what ``RUN@STEP`` means; raises ``AltgradError`` for anything else. Whether there is a run is not looked at."""
     path, at, place = text.rpartition("@")
     if not at or not path or not place:
         raise AltgradError(
             f"Expected RUN@STEP, such as runs/e5m2-vs-bf16/e5m2@100 (or @latest, @best, @anomaly-000123), got '{text}'."
         )
-    folder = RunFolder(Path(path))
-    if not folder.config.is_file():
-        raise AltgradError(f"There is no run in {path}: expected a folder runs/<experiment>/<run> with a run.toml.")
-    return Moment(folder, place)
+    return Moment(RunFolder(Path(path)), place)
 
 
 def find_checkpoint(moment: Moment, backend: CheckpointBackend) -> str:
     """Return the name of the checkpoint at a moment; raises ``AltgradError`` that lists those that there are."""
-    from altgrad_core.training.checkpoint import Checkpoints
+    from altgrad_core.training.checkpoint import Checkpoints, checkpoint_steps
 
-    names = backend.names()
+    names = list(checkpoint_steps(backend))
     wanted = moment.place
     if moment.step is not None:
         wanted = Checkpoints.name(moment.step)
@@ -69,29 +75,33 @@ def find_checkpoint(moment: Moment, backend: CheckpointBackend) -> str:
     return found
 
 
-def plan_fork(moment: Moment, name: str, overrides: Sequence[str]) -> RunConfig:
+def plan_fork(moment: Moment, name: str, overrides: Sequence[str], *, fresh: bool = False) -> RunConfig:
     """Return the configuration of the fork ``name`` of the run at ``moment``; ``overrides`` are those of ``--set``.
 
-    Raises ``AltgradError`` for a name that is taken by the parent, a checkpoint that is not there, or a wrong override.
+    A fork that has begun is planned from what its own folder holds, so that the parent may have gone on, or be gone;
+    ``fresh`` plans it from the parent again. Raises ``AltgradError`` for a name that is taken by the parent, a fork of
+    that name from elsewhere, a checkpoint that is not there, or a wrong override.
     """
-    from altgrad_core.experiments.assembly import open_checkpoints
-    from altgrad_core.training.checkpoint import steps_done
-
     check_folder_name(name)
-    parent = load_run(moment.folder.config)
-    experiment, run = moment.folder.path.resolve().parts[-2:]
-    if name.casefold() == run.casefold():
+    path = moment.folder.path.resolve()
+    if name.casefold() == path.name.casefold():
         raise AltgradError(f"--name: the fork needs a name other than its parent's, '{name}'.")
-    backend = open_checkpoints(parent, moment.folder, _no_warning).backend
-    saved = backend.verify(find_checkpoint(moment, backend))
-    fork = Fork(
-        run=f"{experiment}/{run}",
-        step=steps_done(saved.name),
-        checkpoint=saved.name,
-        state_hash=saved.state_hash,
-    )
-    changed = override_run(moment.folder.config, overrides)
-    config = attrs.evolve(changed, experiment=experiment, name=name, baseline=False, fork=fork)
+    own = RunFolder(path.parent / name)
+    fork = None if fresh else _begun(own)
+    if fork is not None and not _names(moment, f"{path.parent.name}/{path.name}", fork):
+        if own.status() != "pending":
+            raise AltgradError(
+                f"{own.path} is a fork of {fork.run} after step {fork.step} ({fork.checkpoint}), not of "
+                f"{moment.folder.path}@{moment.place}. Name that moment to resume it; give the new fork another --name, or "
+                "use --fresh, which moves the old one aside."
+            )
+        fork = None  # nothing was trained yet: it may begin elsewhere
+    base = own.parent_config
+    if fork is None:
+        moment.check_run()
+        base, fork = moment.folder.config, _branch(moment, f"{path.parent.name}/{path.name}")
+    changed = override_run(base, overrides)
+    config = attrs.evolve(changed, experiment=path.parent.name, name=name, baseline=False, fork=fork)
     if config.train.steps <= fork.step:
         raise AltgradError(
             f"The fork would have nothing to train: it begins after step {fork.step} and train.steps is "
@@ -101,15 +111,17 @@ def plan_fork(moment: Moment, name: str, overrides: Sequence[str]) -> RunConfig:
 
 
 def bring_start(config: RunConfig, folder: RunFolder) -> None:
-    """Copy the parent's checkpoint into the fork's folder, unless it is there; the parent lies beside it.
+    """Copy the parent's checkpoint and ``run.toml`` into the fork's folder, unless it has them; the parent lies beside it.
 
-    Raises ``AltgradError`` when the parent's checkpoint is not that from which the fork was made.
+    What another fork of that name, which never trained, began with is replaced. Raises ``AltgradError`` when the parent's
+    checkpoint is not that from which the fork was made.
     """
     from altgrad_core.experiments.assembly import open_checkpoints
+    from altgrad_core.training.checkpoint import checkpoint_steps
 
     assert config.fork is not None
     own = open_checkpoints(config, folder, _no_warning).backend
-    if own.names():
+    if folder.has_checkpoints or _holds_start(own, config.fork):
         return
     parent = RunFolder(folder.path.parent / config.fork.run.rpartition("/")[2])
     content, saved = open_checkpoints(load_run(parent.config), parent, _no_warning).backend.load(config.fork.checkpoint)
@@ -118,7 +130,56 @@ def bring_start(config: RunConfig, folder: RunFolder) -> None:
             f"The checkpoint {saved.name} of {parent.path} is not the one that this fork was made from: the parent was "
             "trained again. Fork it anew, under another name or with --fresh."
         )
-    own.save(f"start-{config.fork.step:06d}", content)
+    write_whole(folder.parent_config, parent.config.read_bytes())
+    own.save(config.fork.start, content)
+    for name in checkpoint_steps(own):
+        if name.startswith("start-") and name != config.fork.start:
+            with suppress(OSError):  # it takes space and does no harm
+                own.delete(name)
+
+
+def _branch(moment: Moment, run: str) -> Fork:
+    """Return where a new fork of the parent ``run`` begins, after checking the checkpoint there."""
+    from altgrad_core.experiments.assembly import open_checkpoints
+    from altgrad_core.training.checkpoint import checkpoint_steps
+
+    backend = open_checkpoints(load_run(moment.folder.config), moment.folder, _no_warning).backend
+    saved = backend.verify(find_checkpoint(moment, backend))
+    step = checkpoint_steps(backend)[saved.name]
+    return Fork(run=run, step=step, checkpoint=saved.name, state_hash=saved.state_hash)
+
+
+def _begun(own: RunFolder) -> Fork | None:
+    """Return where the fork in a folder began, when the folder has all that is needed to go on without the parent."""
+    from altgrad_core.experiments.assembly import open_checkpoints
+
+    if not (own.config.is_file() and own.parent_config.is_file()):
+        return None
+    config = load_run(own.config)
+    if config.fork is None:
+        return None
+    if own.has_checkpoints or _holds_start(open_checkpoints(config, own, _no_warning).backend, config.fork):
+        return config.fork
+    return None
+
+
+def _holds_start(own: CheckpointBackend, fork: Fork) -> bool:
+    """Tell whether the fork's copy of the parent's checkpoint is there, whole, and the one that ``fork`` names."""
+    from altgrad_core.training.checkpoint import DamagedCheckpoint
+
+    try:
+        return fork.start in own.names() and own.verify(fork.start).state_hash == fork.state_hash
+    except DamagedCheckpoint:
+        return False
+
+
+def _names(moment: Moment, run: str, fork: Fork) -> bool:
+    """Tell whether a moment of ``run`` may be where ``fork`` began; a pointer may have moved on since."""
+    if run != fork.run:
+        return False
+    if moment.step is not None:
+        return moment.step == fork.step
+    return moment.place in ("latest", "best", fork.checkpoint)
 
 
 def _no_warning(message: str) -> None:

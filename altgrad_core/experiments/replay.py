@@ -11,15 +11,16 @@ import torch
 
 from altgrad_core.errors import AltgradError
 from altgrad_core.experiments.adopt import adopt
-from altgrad_core.experiments.assembly import assemble, open_checkpoints, prepare_device
+from altgrad_core.experiments.assembly import assemble, build, open_checkpoints, prepare_device
 from altgrad_core.experiments.config import load_run, override_run
 from altgrad_core.experiments.fork import Moment
 from altgrad_core.experiments.history import metrics_at
+from altgrad_core.experiments.origin import changes_since
 from altgrad_core.experiments.runfile import default_probes
 from altgrad_core.experiments.schema import RunConfig
 from altgrad_core.plugins import Choice, installed
 from altgrad_core.structure import structure
-from altgrad_core.training.checkpoint import Checkpoints, DamagedCheckpoint, load_checkpoint, steps_done
+from altgrad_core.training.checkpoint import Checkpoints, DamagedCheckpoint, checkpoint_steps, load_checkpoint
 from altgrad_core.training.engine import Engine, NoSinks
 from altgrad_core.training.events import Event, metrics_of
 from altgrad_core.training.postmortem import Findings
@@ -86,32 +87,31 @@ def replay(moment: Moment, overrides: Sequence[str], *, device: str, say: Callab
     Nothing is written. Raises ``AltgradError`` for a step that the run does not have.
     """
     step = moment.step
-    config = load_run(moment.folder.config)
+    moment.check_run()
+    config = attrs.evolve(load_run(moment.folder.config), sinks=())
     first = 1 if config.fork is None else config.fork.step + 1
     if step is None or not first <= step <= config.train.steps:
         raise AltgradError(
             f"RUN@STEP: a step of this run is a number from {first} to {config.train.steps}, got '{moment.place}'."
         )
-    changed = _measured(override_run(moment.folder.config, overrides)) if overrides else None
+    changed = attrs.evolve(override_run(moment.folder.config, overrides), sinks=()) if overrides else None
     place = prepare_device(device)
     checkpoints = open_checkpoints(config, moment.folder, say)
-    engine, events = _engine(_measured(config), place, checkpoints, say)
-    name = _load_before(engine, checkpoints, step, say)
+    engine, events = _engine(config, place, checkpoints, say)
+    name = _load_before(engine, config, checkpoints, step, say)
     if name is None and config.fork is not None:
         raise AltgradError(
             f"{moment.folder.path} lacks the checkpoint that the fork began with, so step {step} cannot be reached."
         )
     began = engine.step_number
-    probes, engine.probes = engine.probes, {}
     while engine.step_number < step - 1:
-        engine.step()
-    engine.probes = probes
-    state = copy.deepcopy(engine.state_dict())
-    executions = [_execute(engine, events, config.recipe.name, changed=False)]
-    if changed is not None:
+        engine.step()  # with the run's own probes as often as it measured, so that they remember what they did then
+    state = None if changed is None else copy.deepcopy(engine.state_dict())
+    executions = [_execute(engine, events, config, changed=False)]
+    if changed is not None and state is not None:
         second, events = _engine(changed, place, checkpoints, say)
-        adopt(second, state, engine.config)
-        executions.append(_execute(second, events, changed.recipe.name, changed=True))
+        adopt(second, state, engine.config, engine.data.identity)
+        executions.append(_execute(second, events, changed, changed=True))
     return Replay(
         step=step,
         checkpoint=name,
@@ -119,18 +119,6 @@ def replay(moment: Moment, overrides: Sequence[str], *, device: str, say: Callab
         recorded=metrics_at(moment.folder.events, step),
         executions=tuple(executions),
     )
-
-
-def _measured(config: RunConfig) -> RunConfig:
-    """Return the configuration with every built-in probe and those of the run at every step, and without sinks."""
-    plugins = installed()
-    kinds = dict.fromkeys([*(probe.kind for probe in config.probes), *default_probes(plugins)])
-    options = {probe.kind: probe.options for probe in config.probes}
-    probes = []
-    for kind in sorted(kinds):
-        chosen = options[kind] if kind in options else structure({}, plugins.get("probe", kind).options)
-        probes.append(Choice(kind, attrs.evolve(chosen, every=1) if hasattr(chosen, "every") else chosen))
-    return attrs.evolve(config, probes=tuple(probes), sinks=(), train=attrs.evolve(config.train, log_every=1))
 
 
 def _engine(
@@ -151,28 +139,51 @@ def _engine(
     return engine, events
 
 
-def _load_before(engine: Engine, checkpoints: Checkpoints, step: int, say: Callable[[str], None]) -> str | None:
+def _load_before(
+    engine: Engine, config: RunConfig, checkpoints: Checkpoints, step: int, say: Callable[[str], None]
+) -> str | None:
     """Load the newest whole checkpoint from before ``step``; returns its name, None when there is none."""
-    done = {name: steps for name in checkpoints.backend.names() if (steps := steps_done(name)) < step}
+    done = {name: steps for name, steps in checkpoint_steps(checkpoints.backend).items() if steps < step}
     for name in sorted(done, key=lambda name: done[name], reverse=True):
+        branched = name.startswith("start-")
+        if branched and (config.fork is None or name != config.fork.start):
+            continue  # of another fork of that name, which never trained
         try:
             loaded = load_checkpoint(checkpoints.backend, name)
         except DamagedCheckpoint as error:
             say(f"{error} Trying the one before.")
             continue
-        if name.startswith("start-"):
-            adopt(engine, loaded.state, loaded.notes["config"])
+        if branched:
+            adopt(engine, loaded.state, loaded.notes["config"], loaded.notes["data"])
         else:
+            for change in changes_since(loaded, engine.config, engine.data):
+                say(f"Not as the run was trained, so the step may be another (then -> now): {change}")
             engine.take_up(loaded)
         return name
     return None
 
 
-def _execute(engine: Engine, events: list[Event], recipe: str, *, changed: bool) -> Step:
+def _execute(engine: Engine, events: list[Event], config: RunConfig, *, changed: bool) -> Step:
     """Do the engine's next step, looked at twice: watched for its first trouble, then measured."""
     step = engine.step_number + 1
+    _measure_everything(engine, config)
     engine.casts.begin_step(step)
     findings = look_again(engine, engine.context(step), Before.of(engine, weights=False))
     engine.step()
     (metrics,) = [metrics_of(event) for event in events if event["event"] == "metrics" and event["step"] == step]
-    return Step(recipe=recipe, changed=changed, metrics=metrics, findings=findings)
+    return Step(recipe=config.recipe.name, changed=changed, metrics=metrics, findings=findings)
+
+
+def _measure_everything(engine: Engine, config: RunConfig) -> None:
+    """Make every built-in probe and those of the run due at the next step; what the run's remember they keep."""
+    remembered = engine.probe_states()
+    plugins = installed()
+    options = {probe.kind: probe.options for probe in config.probes}
+    engine.probes = {}
+    for kind in sorted({*options, *default_probes(plugins)}):
+        chosen = options[kind] if kind in options else structure({}, plugins.get("probe", kind).options)
+        often = attrs.evolve(chosen, every=1) if hasattr(chosen, "every") else chosen
+        engine.probes[kind] = build("probe", Choice(kind, often))
+        if kind in remembered:
+            engine.probes[kind].load_state_dict(remembered[kind])
+    engine.train_config = attrs.evolve(engine.train_config, log_every=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,9 @@ PLUGIN_KINDS = {
     "optimizer": "optimizer",
     "backend": "checkpoint",
 }
+
+# Keys that may change between two calls: they decide nothing of what is trained.
+_FREE = re.compile(r"(baseline|launcher|sink)\b")
 
 
 def build_run(table: Mapping[str, Any], plugins: Plugins) -> RunConfig:
@@ -120,7 +124,16 @@ def dump_run(config: RunConfig) -> str:
 
 def difference(old: RunConfig, new: RunConfig) -> list[str]:
     """Return one line for each key that differs: ``train.steps: 300 -> 500``; a key that one lacks is ``not set``."""
-    before, after = _flat(run_table(old), ""), _flat(run_table(new), "")
+    return _changes(run_table(old), run_table(new))
+
+
+def decisive_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the lines of ``difference`` for two ``run_table``s, but for the keys that may change between two calls."""
+    return [line for line in _changes(then, now) if not _FREE.match(line)]
+
+
+def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    before, after = _flat(then, ""), _flat(now, "")
     keys = [key for key in dict.fromkeys([*before, *after]) if before.get(key) != after.get(key)]
     return [f"{key}: {before.get(key, 'not set')} -> {after.get(key, 'not set')}" for key in keys]
 

@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import datetime
 import fnmatch
-import re
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import attrs
 
 from altgrad_core.errors import AltgradError, unknown
-from altgrad_core.experiments.config import difference, dump_run, load_run
+from altgrad_core.experiments.config import dump_run, load_run
 from altgrad_core.experiments.eventfile import EventTail
 from altgrad_core.experiments.folder import RunFolder, hold
 from altgrad_core.experiments.fork import bring_start
 from altgrad_core.experiments.launch import Launcher, Worker
 from altgrad_core.experiments.plan import open_data
+from altgrad_core.experiments.runfile import decisive_changes, run_table
 from altgrad_core.experiments.schema import Experiment, RunConfig, Status
 from altgrad_core.experiments.worker import stopping_signals
 from altgrad_core.files import write_whole
@@ -34,8 +34,6 @@ from altgrad_core.training.events import Event
 Action = Literal["train", "resume", "skip"]
 _POLL_S = 0.1
 _SECOND_THOUGHTS_S = 1.0
-# Keys that may change between two calls: they decide nothing of what is trained.
-_FREE = re.compile(r"(baseline|launcher|sink)\b")
 
 
 @attrs.frozen(kw_only=True)
@@ -98,7 +96,7 @@ def run_experiment(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise AltgradError(f"Could not make the folder {folder}: {error}. Choose another with --runs.") from error
-    with hold(folder / ".lock", f"The experiment folder {folder}"):
+    with _held(experiment, folder):
         plan = _plan(selected, folder, fresh=fresh, retry_failed=retry_failed)
         # Before anything is trained, so that wrong data is one error and not one failed run after the other.
         to_train = [planned.config for planned in plan if planned.action != "skip"]
@@ -113,6 +111,17 @@ def run_experiment(
             write_whole(planned.folder.config, dump_run(planned.config))
         _Crew(observer, device, jobs).work_off([planned for planned in plan if planned.action != "skip"])
     return {planned.config.name: planned.folder.status() for planned in plan}
+
+
+def _held(experiment: Experiment, folder: Path) -> AbstractContextManager[None]:
+    """Keep other calls from planning the same runs.
+
+    A fork is in no experiment file, so that it needs its own run only: its parent's experiment may train meanwhile.
+    """
+    if all(run.fork is not None for run in experiment.runs):
+        (fork,) = experiment.runs
+        return hold(folder / f".{fork.name}.lock", f"The fork {folder / fork.name}")
+    return hold(folder / ".lock", f"The experiment folder {folder}")
 
 
 class Interrupted(BaseException):
@@ -142,13 +151,13 @@ def _plan(selected: Sequence[RunConfig], folder: Path, *, fresh: bool, retry_fai
         if fresh:
             plan.append(PlannedRun(config=config, folder=run, action="train", reason="new"))
             continue
-        if not run.config.exists() and run.checkpoints.is_dir() and any(run.checkpoints.glob("step-*")):
+        if not run.config.exists() and run.has_checkpoints:
             raise AltgradError(
                 f"{run.path} holds checkpoints but no run.toml, so nobody knows what they were trained with. Put the file "
                 "back, or use --fresh, which moves the folder aside and starts over."
             )
         if run.config.exists():
-            differences = [line for line in difference(load_run(run.config), config) if not _FREE.match(line)]
+            differences = decisive_changes(run_table(load_run(run.config)), run_table(config))
             if differences and status != "pending":
                 changes.append(f"{run.path} was made with another configuration (then -> now):")
                 changes += [f"  {line}" for line in differences]

@@ -24,6 +24,11 @@ class Fork:
     state_hash: str
     """sha256 over the hashes of that checkpoint's files."""
 
+    @property
+    def start(self) -> str:
+        """Name of the copy of that checkpoint in the fork's own folder."""
+        return f"start-{self.step:06d}"
+
 
 @attrs.frozen(kw_only=True)
 class RunConfig:

@@ -15,6 +15,7 @@ A training loop of your own calls it like this::
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -78,6 +79,8 @@ class StepCasts:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         for part in self._parts.values():
             part.to(device)
+        stored = self._parts.get("weight_storage")
+        self._unused = {} if stored is None else copy.deepcopy(stored.state_dict())
         self._run("weight_storage")
 
     def begin_step(self, step: int) -> None:
@@ -106,17 +109,22 @@ class StepCasts:
         for name, part in self._parts.items():
             part.load_state_dict(state[name])
 
-    def adopt_state_dict(self, state: Mapping[str, Any]) -> bool:
-        """Take from the state of a training with another recipe what has a place here; returns whether nothing is missing.
+    def adopt_state_dict(self, state: Mapping[str, Any], *, recast: bool) -> bool:
+        """Take from the state of another training what has a place here; returns whether nothing is missing.
 
-        Optimizer state and weights, which were stored as the other recipe said, are cast as this one says.
+        For casts that have done no step yet. With ``recast``, for a training with another recipe, optimizer state and
+        weights, which were stored as that recipe said, are cast as this one says.
         """
         whole = True
         for name, part in self._parts.items():
             if isinstance(part, OptimizerStateCast):
                 part.make_casts()
+            elif isinstance(part, WeightStorage):
+                # The weights that were cast before these came are nobody's: their magnitudes say nothing of these.
+                part.load_state_dict(self._unused)
             whole &= load_matching(part, state.get(name, {}))
-        self.after_update()
+        if recast:
+            self.after_update()
         return whole
 
     @torch.no_grad()

@@ -21,12 +21,7 @@ from altgrad_core.training import tree
 from altgrad_core.training.saving import BackgroundJob, HostCopy
 
 _STEP = re.compile(r"step-(\d+)")
-
-
-def steps_done(name: str) -> int:
-    """Return how many steps the training had done when it was in the state of a checkpoint of this name."""
-    kind, _, number = name.rpartition("-")
-    return int(number) - (kind == "anomaly")  # an anomaly is the state before its step
+_NAME = re.compile(r"(step|start|anomaly)-(\d+)")
 
 
 class DamagedCheckpoint(AltgradError):
@@ -248,6 +243,17 @@ class Checkpoints:
                     warnings.append(f"Could not delete the old checkpoint {name}: {error}. The next save tries again.")
                 self._told.add(str(error))
         return warnings
+
+
+def checkpoint_steps(backend: CheckpointBackend) -> dict[str, int]:
+    """Return name -> steps that the training had done in that state, oldest first.
+
+    A name that is no checkpoint's, such as that of a copy that somebody has put beside them, is left out.
+    """
+    matches = [match for name in backend.names() if (match := _NAME.fullmatch(name))]
+    return {
+        match[0]: int(match[2]) - (match[1] == "anomaly") for match in matches
+    }  # an anomaly is from before its step
 
 
 def load_checkpoint(backend: CheckpointBackend, name: str) -> Loaded:

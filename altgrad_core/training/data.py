@@ -33,6 +33,7 @@ _REQUIRED = {"version": int, "name": str, "tokenizer": str, "vocab_size": int, "
 _OCCUPIED = "{} is there already and is not an empty folder. Choose another folder, or remove it first."
 _TRAIN_BATCHES = 1  # second key word of the generator: other uses of the same seed must draw other numbers
 
+DataIdentity = Mapping[str, str | int]
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
 
 
@@ -70,6 +71,22 @@ class TokenData:
     """sha256 of the text the tokens were made from; empty when unknown."""
     path: Path
     """Folder of the token files."""
+
+    @property
+    def identity(self) -> DataIdentity:
+        """What tells these tokens from others; a run's checkpoints keep it."""
+        return {
+            "source_sha256": self.source_sha256,
+            "tokenizer": self.tokenizer,
+            "vocab_size": self.vocab_size,
+            "train_tokens": len(self.train),
+            "val_tokens": len(self.val),
+        }
+
+
+def data_changes(then: DataIdentity, now: DataIdentity) -> str:
+    """Return what differs (``train_tokens: 900 -> 800; ...``); empty when the data are the same."""
+    return "; ".join(f"{key}: {then[key]} -> {now[key]}" for key in now if then[key] != now[key])
 
 
 class FolderOccupied(AltgradError):

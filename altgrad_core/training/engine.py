@@ -218,11 +218,13 @@ class Engine:
         """Return what each probe remembers, by name."""
         return {name: probe.state_dict() for name, probe in self.probes.items()}
 
-    def resume(self) -> Saved | None:
-        """Take up the newest whole checkpoint and return it, None when there is none."""
+    def resume(self, check: Callable[[Loaded], None] | None = None) -> Saved | None:
+        """Take up the newest whole checkpoint and return it, None when there is none; ``check`` may refuse it first."""
         found = self.checkpoints.load_newest()
         if found is None:
             return None
+        if check is not None:
+            check(found)
         self.take_up(found)
         self._saved = found.saved.name
         # A crash may have come between a checkpoint and its pointers.
@@ -266,6 +268,7 @@ class Engine:
         best = {"loss": self.best_loss, "checkpoint": self.best_checkpoint}
         notes = {"kind": kind, "sinks": self.sinks.state_dict(), "config": self.config, "best": best}
         state = self.state_dict() if state is None else state
+        notes["data"] = self.data.identity
         self.checkpoints.save(step, state, kind=kind, notes=notes, best=self.best_checkpoint)
 
     def _settle(self, *, wait: bool) -> None:

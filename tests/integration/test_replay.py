@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers import MakeExperiment, altgrad_here, comparable_metrics
+from helpers import TIMES, MakeExperiment, altgrad_here, comparable_metrics
 from safetensors.torch import load_file
 
 import altgrad_core as altgrad
@@ -52,6 +52,31 @@ def test_every_step_is_done_again_exactly(make_experiment: MakeExperiment, tmp_p
             assert execution["metrics"]["grad_cos_sim"] == cosines[step]
         assert set(execution["casts"]) >= {"blocks.0.mlp.up.input", "blocks.0.mlp.up.grad_output"}
     assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")} == before, "nothing is written"
+
+
+def test_probes_remember_at_the_step_what_they_remembered_in_the_run(
+    make_experiment: MakeExperiment, tmp_path: Path
+) -> None:
+    """From a checkpoint and from the beginning, with a probe off, and with a folder that is no checkpoint."""
+    probes = "probes = { gradients = { every = 2, window = 3 }, shadow = false }\ntrain = { eval_every = 0 }\n"
+    (run,) = altgrad.run(make_experiment(FINE.replace("[run.recipe]", f"{probes}[run.recipe]"), dropout=0.1))
+    (run.folder / "checkpoints" / "old copy").mkdir()
+    for step, start in ((4, None), (11, "step-000008"), (12, "step-000008")):
+        found = replayed(f"runs/small/r@{step}", *(("--recipe", "fp32") if step == 11 else ()))
+        assert (found["checkpoint"], found["exact"]) == (start, True)
+        recorded = {k: v for k, v in found["recorded"].items() if k not in TIMES and not k.startswith("val/")}
+        metrics = found["executions"][0]["metrics"]
+        assert {name: metrics[name] for name in recorded} == recorded
+        assert any(name.startswith("dead_neuron_window_frac/") for name in recorded) == (step != 11)
+        assert metrics["grad_cos_sim"] < 1, "measured, although the run did not"
+        assert all("dead_neuron_window_frac" in execution["metrics"] for execution in found["executions"])
+
+
+def test_other_data_are_said(make_experiment: MakeExperiment, tmp_path: Path) -> None:
+    altgrad.run(make_experiment(FINE))
+    (tmp_path / "text" / "0.txt").write_text("Other words. " * 40)
+    status, said = altgrad_here("replay", "runs/small/r@10")
+    assert (status, "the data: source_sha256: " in said, "other data" in said) == (0, True, True)
 
 
 def test_the_step_with_another_recipe_beside_it(make_experiment: MakeExperiment) -> None:

@@ -8,6 +8,7 @@ import altgrad_core as altgrad
 from altgrad_core.errors import AltgradError
 from altgrad_core.recipes.recipe import OptimizerStateCasts
 from altgrad_core.recipes.resolve import resolve_recipe
+from altgrad_core.recipes.step_casts import load_matching
 
 
 def test_both_moments_hold_values_of_the_format() -> None:
@@ -51,6 +52,25 @@ def test_any_optimizer_whose_tensors_have_the_shape_of_the_parameter() -> None:
     small.train(4)
     (buffer,) = [tensor for name, _, tensor in small.states() if name == "3.weight"]
     assert torch.unique(buffer.frexp()[0].abs()).numel() <= 5
+
+
+def test_another_optimizer_takes_over_what_is_not_about_the_optimizer() -> None:
+    """Its tensors are not there yet: the other's histories have no place, and the weights are as they were."""
+    delayed = {"kind": "delayed", "history": 4}
+    recipe = {
+        "optimizer_state": {"format": "e5m6", "scaling": delayed},
+        "gradient": {"format": "e5m2", "scaling": delayed},
+    }
+    recipe["weight_storage"] = {"format": "e4m3fn", "scaling": {**delayed, "power_of_two": True}}
+    adam, sgd = Small(recipe), Small(recipe, optimizer=torch.optim.SGD)
+    adam.train(4)
+    load_matching(sgd.model, adam.model.state_dict())
+    assert sgd.casts.adopt_state_dict(adam.casts.state_dict(), recast=False)
+    for part in ("gradient", "weight_storage"):
+        theirs, ours = (small.casts.state_dict()[part] for small in (adam, sgd))
+        assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    assert all(torch.equal(a, b) for a, b in zip(adam.model.parameters(), sgd.model.parameters()))
+    sgd.step()
 
 
 def test_a_tensor_that_the_optimizer_does_not_have() -> None:

@@ -12,7 +12,7 @@ import altgrad_core as altgrad
 from altgrad_core.errors import AltgradError
 from altgrad_core.recipes.control import CastControl
 from altgrad_core.recipes.resolve import resolve_recipe
-from altgrad_core.recipes.step_casts import StepCasts
+from altgrad_core.recipes.step_casts import StepCasts, load_matching
 from altgrad_core.recipes.weights import WeightStorage
 
 
@@ -58,6 +58,20 @@ def test_casting_again_changes_nothing() -> None:
         before = small.model[0].weight.detach().clone()
         small.casts.after_update()
         assert torch.equal(small.model[0].weight, before), "a smaller amax"
+
+
+def test_weights_of_another_training_are_cast_by_their_own_magnitudes() -> None:
+    """What a training without casts has learnt is large beside the fresh weights, which were cast first."""
+    delayed = {"kind": "delayed", "history": 4, "power_of_two": True}
+    trained = Small({"compute": "fp32"})
+    with torch.no_grad():
+        trained.model[0].weight *= 20
+    adopting = Small({"weight_storage": {"format": "e4m3fn", "scaling": delayed}})
+    load_matching(adopting.model, trained.model.state_dict())
+    assert not adopting.casts.adopt_state_dict(trained.casts.state_dict(), recast=True)
+    expected = trained.model[0].weight.detach()
+    assert (adopting.model[0].weight - expected).norm() < 0.04 * expected.norm()
+    assert adopting.casts.state_dict()["weight_storage"]["casts.0.scaling.amax_history"].count_nonzero() == 1
 
 
 def test_nearest_loses_small_updates_and_stochastic_keeps_them() -> None:

@@ -20,6 +20,7 @@ from altgrad_probes.stability import StabilityProbe
 from altgrad_probes.updates import UpdatesProbe
 
 import altgrad_core as altgrad
+from altgrad_core.experiments.adopt import adopt
 from altgrad_core.plugins import Choice
 from altgrad_core.recipes.resolve import resolve_recipe
 from altgrad_core.training import rng, tree
@@ -97,6 +98,26 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(tmp_path: Path) -> None
     histories = [name for name in theirs if name.startswith("casts/") and "amax_history" in name]
     assert len(histories) > 20
     assert {name for name in theirs if not torch.equal(mine[name], theirs[name])} == set()
+
+
+def test_another_optimizer_starts_anew_and_the_rest_goes_on(tmp_path: Path) -> None:
+    """Its tensors, and with them the histories of their scales, have no place in the new one."""
+    one, other = engine(tmp_path / "one"), engine(tmp_path / "other")
+    one.model.train()
+    for _ in range(3):
+        one.step()
+    then = {"recipe": {}, "probes": {}, "alerts": {}, "seed": 5, "train": {"optimizer": {"kind": "lion"}}}
+    other.config = {**then, "train": {"optimizer": {"kind": "adamw"}}}
+    notes = adopt(other, copy.deepcopy(one.state_dict()), then, one.data.identity)
+    assert notes == ["The state of the optimizer adamw starts anew."]
+    mine, theirs = tensors_of(other), tensors_of(one)
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert {name.rpartition("/")[0] for name in set(theirs) - set(mine)} >= {
+        "casts/optimizer_state",
+        "optimizer/state/0",
+    }
+    other.model.train()
+    other.step()
 
 
 def test_the_seed_decides_the_draws(tmp_path: Path) -> None:
