@@ -172,7 +172,7 @@ def _execute(engine: Engine, events: list[Event], recipe: str, *, changed: bool)
     """Do the engine's next step, looked at twice: watched for its first trouble, then measured."""
     step = engine.step_number + 1
     engine.casts.begin_step(step)
-    findings = look_again(engine, engine.context(step), Before.of(engine, weights=False))
+    findings = look_again(engine, engine.context(step), Before.of(engine))
     engine.step()
     (metrics,) = [metrics_of(event) for event in events if event["event"] == "metrics" and event["step"] == step]
     return Step(recipe=recipe, changed=changed, metrics=metrics, findings=findings)
