@@ -28,7 +28,7 @@ launcher = "inline"
 [defaults.train]
 learning_rate = 1e-323
 min_learning_rate = 0
-grad_clip = inf
+grad_clip = 1e30
 weight_decay = 1
 optimizer = "sgd"
 [defaults.probes]
@@ -66,21 +66,21 @@ def test_it_is_complete(load: Callable[..., Experiment]) -> None:
     table = tomli.loads(dump_run(run))
     for cls, part in ((TrainConfig, "train"), (CheckpointConfig, "checkpoint"), (AlertConfig, "alerts")):
         assert set(table[part]) == {field.name for field in attrs.fields(cls)}
-    assert set(table) == {field.name for field in attrs.fields(RunConfig)} - {"sinks"} | {"sink"}
+    assert set(table) == {field.name for field in attrs.fields(RunConfig)} - {"sinks", "fork"} | {"sink"}
     assert table["probes"] == {"gradients": {"every": 10}, "rank": {"every": 7}}
     assert "min_learning_rate" not in tomli.loads(dump_run(load('[[run]]\nname = "a"').runs[0]))["train"]
 
 
 def _numbers(field: Any) -> st.SearchStrategy[Any]:
-    if field.type in (int, "int"):
+    if field is not None and field.type in (int, "int"):
         return st.integers(1, 2**63 - 1)
-    return st.floats(min_value=5e-324, allow_nan=False)
+    return st.floats(min_value=5e-324, allow_nan=False, allow_infinity=False)
 
 
 def _rules(alert: str) -> st.SearchStrategy[Any]:
     fraction = st.floats(0, 1, exclude_max=True)
     number = {"nan": st.integers(1, 2**63 - 1), "nan_patience": st.integers(1, 2**63 - 1)}
-    number |= dict.fromkeys(("loss_spike", "divergence", "non_finite"), st.floats(min_value=5e-324, allow_nan=False))
+    number |= dict.fromkeys(("loss_spike", "divergence", "non_finite"), _numbers(None))
     plain, key = number.get(alert, fraction), AlertConfig.default(alert).plain
     rest = {"patience": st.integers(1, 2**63 - 1), "action": st.sampled_from(["log", "checkpoint", "stop"])}
     return st.one_of(st.booleans(), plain, st.fixed_dictionaries({}, optional={**rest, key: plain}))
@@ -217,7 +217,7 @@ overflow = { threshold = 0.01, patience = 3, action = "checkpoint" }
         "alerts.loss_spike.min_losses: 20 -> 30",
         "alerts.divergence.threshold: 0.5 -> not set",
         "alerts.divergence.patience: 50 -> not set",
-        'alerts.divergence.action: "log" -> not set',
+        'alerts.divergence.action: "checkpoint" -> not set',
         "alerts.divergence.window: 25 -> not set",
         "alerts.overflow.patience: 1 -> 3",
         'alerts.overflow.action: "log" -> "checkpoint"',
@@ -236,7 +236,7 @@ def test_the_numbers_of_an_older_run_toml(plugins: Plugins) -> None:
         ("steps = 300", "steps = 0", "12:1: train.steps: must be >= 1, got 0"),
         ("steps = 300", "steps = 300.0", "12:1: train.steps: expected an integer, got 300.0"),
         ('name = "a"', 'title = "a"', "2:1: title: Unknown key 'title'. Known: alerts, baseline, checkpoint, data, "
-         "experiment, launcher, model, name, probes, recipe, seed, sink, train.\n"
+         "experiment, fork, launcher, model, name, probes, recipe, seed, sink, train.\n"
          "run.toml:1:1: name: missing; it has no default"),
         ('name = "a"', 'name = "../a"', "2:1: name: expected a name that can be a folder (letters, digits, '.', '_', '+', "
          "'-'; no '.' or '-' in front), got \"../a\""),
