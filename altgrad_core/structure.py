@@ -1,13 +1,14 @@
 """Strict structuring: parsed TOML -> attrs classes, with every error at once and the key path of each.
 
 Nothing is coerced: ``"12"``, ``12.7`` and ``true`` are not integers (cattrs by itself would make 12, 12 and 1 of them).
-The one widening is an integer where a number is expected. cattrs finds the hook of a type; the hooks here are strict,
+The one widening is an integer where a number is expected. A number is finite: TOML's ``inf`` and ``nan`` are refused. cattrs finds the hook of a type; the hooks here are strict,
 and collect problems instead of stopping at the first.
 """
 
 from __future__ import annotations
 
 import collections.abc
+import math
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -156,9 +157,12 @@ def _number(value: Any, _: Any) -> float:
     if type(value) not in (int, float):
         raise _expected("a number", value)
     try:
-        return float(value)
+        number = float(value)
     except OverflowError:
         raise _Mismatch("expected a number that fits a double, got an integer beyond") from None
+    if not math.isfinite(number):  # no limit is infinite, and a run's files (JSON) have no number for it
+        raise _expected("a finite number", value)
+    return number
 
 
 def _boolean(value: Any, _: Any) -> bool:

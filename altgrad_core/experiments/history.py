@@ -25,9 +25,10 @@ def metrics_at(path: Path, step: int) -> dict[str, float]:
     return found
 
 
-def last_metrics(path: Path, steps: int) -> list[Event]:
-    """Return the ``metrics`` events of the last ``steps`` logged steps, in step order; the last one wins for a step.
+def last_metrics(path: Path, steps: int, until: int) -> list[Event]:
+    """Return the ``metrics`` events of the last ``steps`` logged steps up to step ``until``, in step order.
 
+    The last one wins for a step; later ones were logged by a stretch that crashed.
     Reads the end of the file only, so it costs the same after a week of training.
     """
     found: dict[int, Event] = {}
@@ -37,7 +38,7 @@ def last_metrics(path: Path, steps: int) -> list[Event]:
         found = {}
         for line in _whole_lines_of_tail(path, tail) if size else []:
             event = json.loads(line)
-            if event["event"] == "metrics" and "train/loss" in event["values"]:
+            if event["event"] == "metrics" and "train/loss" in event["values"] and event["step"] <= until:
                 found[event["step"]] = event
         if len(found) >= steps or tail >= size:
             return [found[step] for step in sorted(found)[-steps:]]

@@ -168,7 +168,7 @@ def _execute(engine: Engine, events: list[Event], config: RunConfig, *, changed:
     step = engine.step_number + 1
     _measure_everything(engine, config)
     engine.casts.begin_step(step)
-    findings = look_again(engine, engine.context(step), Before.of(engine, weights=False))
+    findings = look_again(engine, engine.context(step), Before.of(engine))
     engine.step()
     (metrics,) = [metrics_of(event) for event in events if event["event"] == "metrics" and event["step"] == step]
     return Step(recipe=config.recipe.name, changed=changed, metrics=metrics, findings=findings)

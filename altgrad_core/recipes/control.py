@@ -36,6 +36,16 @@ class CastControl:
         self._step = step
         self._occurrences = {}
 
+    @contextmanager
+    def again(self, step: int) -> Iterator[None]:
+        """Within the context draw the bits of this step from its beginning; after it go on as if that had not been."""
+        now = self._step, self._occurrences
+        self.begin_step(step)
+        try:
+            yield
+        finally:
+            self._step, self._occurrences = now
+
     def draw(self, key: str) -> Draw:
         """Return the name of the random bits for the next cast of ``key`` (``layer.operand``)."""
         occurrence = self._occurrences.get(key, 0)

@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 
 from altgrad_core.recipes.recipe import OperandCast
-from altgrad_core.training.config import ALERTS, Action, AlertConfig, RateRule, Rule
+from altgrad_core.training.config import ALERTS, Action, AlertConfig, CountRule, RateRule, Rule
 from altgrad_core.training.losses import LossHistory
 
 ANOMALY_CHECKPOINTS = 3
@@ -61,6 +61,8 @@ _RATES = {
         "layer's grad_output is high, it is the format, else lower the learning rate.",
     ),
 }
+_ON_CASTS = ("non_finite", "overflow", "underflow")
+_AFTER_UPDATE = ("bit_stall",)  # what an update changes is known after it
 # What keeps a user from drawing the wrong conclusion.
 _KEPT = " Small updates still add up in the FP32 master weights until the cast value moves."
 _KEPT_ON_AVERAGE = (
@@ -88,15 +90,22 @@ class AlertWatch:
         if weight_storage is not None:
             self._stall = _KEPT_ON_AVERAGE if weight_storage.rounding == "stochastic" else _LOST
 
-    @property
-    def records_rates(self) -> bool:
-        """Whether an alert on a rate may ask for a recording at its next check."""
-        rules = {alert: rule for alert in _RATES if (rule := getattr(self.rules, alert)) is not None}
-        return any(
-            self._held[alert] == rule.patience - 1
-            and (rule.action == "stop" or (rule.action == "checkpoint" and self._saved[alert] < ANOMALY_CHECKPOINTS))
-            for alert, rule in rules.items()
-        )
+    def may_record(self, metrics: Mapping[str, float], *, casts_to_come: bool) -> bool:
+        """Tell before an update, by what is measured until then, whether ``check_rates`` may ask for a recording after it.
+
+        ``casts_to_come``: the statistics of casts after the update will join those in ``metrics``.
+        """
+        for alert in ("non_finite", *_RATES):
+            rule: CountRule | RateRule | None = getattr(self.rules, alert)
+            if rule is None or self._held[alert] != rule.patience - 1:
+                continue
+            records = rule.action == "stop" or (
+                rule.action == "checkpoint" and self._saved[alert] < ANOMALY_CHECKPOINTS
+            )
+            unknown = alert in _AFTER_UPDATE or (casts_to_come and alert in _ON_CASTS)
+            if records and (unknown or _measured(alert, metrics) > rule.threshold):
+                return True
+        return False
 
     def check_loss(self, step: int, loss: float, grad_norm: float) -> list[Alert]:
         """Check a step's loss (nats) and gradient norm, before its update; call it once for every step.
@@ -117,7 +126,7 @@ class AlertWatch:
         found = self._check_non_finite(metrics)
         for alert, (metric, words, note) in _RATES.items():
             rule: RateRule | None = getattr(self.rules, alert)
-            value = metrics.get(metric, math.nan)
+            value = _measured(alert, metrics)
             if rule is None or math.isnan(value) or not self._rises(alert, rule, value > rule.threshold):
                 continue
             layers = {name: v for name, v in metrics.items() if name.startswith(f"{metric}/") and not math.isnan(v)}
@@ -172,16 +181,11 @@ class AlertWatch:
         return found
 
     def _check_non_finite(self, metrics: Mapping[str, float]) -> list[Alert]:
-        rule = self.rules.non_finite
-        counts: dict[str, float] = {}
-        for name, value in metrics.items():
-            metric, _, layer = name.partition("/")
-            if layer and metric in ("nan_count", "inf_count"):
-                counts[layer] = counts.get(layer, 0.0) + value
-        if rule is None or not counts or not self._rises("non_finite", rule, sum(counts.values()) > rule.threshold):
+        rule, total = self.rules.non_finite, _measured("non_finite", metrics)
+        if rule is None or math.isnan(total) or not self._rises("non_finite", rule, total > rule.threshold):
             return []
-        total = sum(counts.values())
-        layer = next(name for name, count in counts.items() if count)  # in the order in which the step casts
+        counts = _non_finite(metrics)
+        layer = next(name for name, count in counts.items() if count)
         for_long = f" for {rule.patience} measurements in a row" if rule.patience > 1 else ""
         message = (
             f"NaN or infinite elements before casts: {total:,.0f}, more than {rule.threshold:,g}{for_long}; first in "
@@ -239,3 +243,21 @@ class AlertWatch:
         if action == "stop" and not self.stop_reason:
             self.stop_reason = message
         return Alert(alert=alert, action=action, value=value, threshold=threshold, message=message, layer=layer)
+
+
+def _measured(alert: str, metrics: Mapping[str, float]) -> float:
+    """Return what an alert on a rate or a count compares with its threshold; NaN when it was not measured."""
+    if alert == "non_finite":
+        counts = _non_finite(metrics)
+        return sum(counts.values()) if counts else math.nan
+    return metrics.get(_RATES[alert][0], math.nan)
+
+
+def _non_finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the NaN and infinite elements by ``layer.operand``, in the order in which the step casts."""
+    counts: dict[str, float] = {}
+    for name, value in metrics.items():
+        metric, _, layer = name.partition("/")
+        if layer and metric in ("nan_count", "inf_count"):
+            counts[layer] = counts.get(layer, 0.0) + value
+    return counts

@@ -103,7 +103,7 @@ class SpikeRule:
     """Robust deviations above the median: (loss - median) / (1.4826 MAD) of the losses before it."""
     patience: int = attrs.field(default=1, validator=_at_least(1))
     """Steps in a row beyond the threshold."""
-    action: Action = "log"
+    action: Action = "checkpoint"
     """``"log"``, ``"checkpoint"`` (the state is saved and kept for good) or ``"stop"`` (the run ends)."""
     window: int = attrs.field(default=100, validator=[_at_least(3), attrs.validators.le(10_000)])
     """Finite losses before the step that it is compared with; at most 10,000."""
@@ -121,7 +121,7 @@ class DivergenceRule:
     """Nats that the smoothed loss is above its lowest value so far."""
     patience: int = attrs.field(default=50, validator=_at_least(1))
     """Steps in a row beyond the threshold."""
-    action: Action = "log"
+    action: Action = "checkpoint"
     """``"log"``, ``"checkpoint"`` (the state is saved and kept for good) or ``"stop"`` (the run ends)."""
     window: int = attrs.field(default=25, validator=[_at_least(1), attrs.validators.le(10_000)])
     """The smoothed loss is the median of this many finite losses, the newest included; at most 10,000."""
@@ -151,7 +151,7 @@ class CountRule:
     """Elements of a step above which there are too many."""
     patience: int = attrs.field(default=1, validator=_at_least(1))
     """Measurements in a row beyond the threshold."""
-    action: Action = "log"
+    action: Action = "checkpoint"
     """``"log"``, ``"checkpoint"`` (the state is saved and kept for good) or ``"stop"`` (the run ends)."""
 
 

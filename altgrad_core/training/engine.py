@@ -22,12 +22,12 @@ from altgrad_core.training.data import TokenData, batch, evaluation_batches
 from altgrad_core.training.events import Event, to_json
 from altgrad_core.training.metrics import Measurements
 from altgrad_core.training.probes import Batch, Probe, StepContext
+from altgrad_core.training.probing import Probing
 from altgrad_core.training.recorder import Before, FlightRecorder
 from altgrad_core.training.restore import check_parameters, restore
 from altgrad_core.training.schedule import learning_rate
 
 Outcome = Literal["done", "stopped", "interrupted"]
-Moment = Literal["before_forward", "after_backward", "before_update", "after_update"]
 
 
 class Stateful(Protocol):
@@ -92,6 +92,8 @@ class Engine:
         self.best_checkpoint: str | None = None
         self._saved: str | None = None
         self._recorded: int | None = None  # the newest step that the recorder knows
+        self._evaluated: int | None = None  # the newest step after which was evaluated
+        self._casts_after_update = bool(self.casts.state_dict().keys() & {"optimizer_state", "weight_storage"})
 
     @property
     def tokens_per_step(self) -> int:
@@ -113,7 +115,8 @@ class Engine:
 
     def _train(self) -> Outcome:
         self.model.train()
-        if self.step_number == self.first_step and not self.stop_requested(self.step_number):
+        begins = self.step_number == self.first_step and self._evaluated != self.step_number
+        if begins and not self.stop_requested(self.step_number):
             self.evaluate()
         while self.step_number < self.train_config.steps and not self.alerts.stop_reason:
             self._settle(wait=False)
@@ -136,27 +139,28 @@ class Engine:
         logged = step % config.log_every == 0 or step in (1, config.steps)
         context = self.context(step)
         probes = [probe for probe in self.probes.values() if logged and probe.due(step)]
-        probing = _Stopwatch(self.device)
-        before = self._before(measured=bool(probes))
+        probing = Probing(probes, context, self.device)
+        before = None if self.recorder is None else Before.of(self)
         rate = self._set_learning_rate(step)
         self.casts.begin_step(step)
 
-        self._probe("before_forward", probes, context, probing)
+        probing.at("before_forward")
 
         self.optimizer.zero_grad(set_to_none=True)
         loss = context.loss = context.backward(self.recipe.compute)
         self.casts.after_backward()
 
-        self._probe("after_backward", probes, context, probing)
+        probing.at("after_backward")
 
         grad_norm = self._clip_gradients()
         loss_value, norm_value = torch.stack([loss.double(), grad_norm.double()]).tolist()
         alerts = self._carry_out(self.alerts.check_loss(step, loss_value, norm_value), context, before)
         if math.isfinite(loss_value) and math.isfinite(norm_value):
-            self._probe("before_update", probes, context, probing)
+            before = self._before_update(before, probing)
+            probing.at("before_update")
             self.optimizer.step()
             self.casts.after_update()
-            self._probe("after_update", probes, context, probing)
+            probing.at("after_update")
         self.step_number = step
 
         if logged or self.alerts.stop_reason:
@@ -190,6 +194,7 @@ class Engine:
         self.model.train()
         loss = float(torch.stack(losses).double().mean())
         self._emit_metrics(self.step_number, {"val/loss": loss, "val/perplexity": _perplexity(loss)})
+        self._evaluated = self.step_number
         self.emit({"event": "evaluation", "step": self.step_number, "state": "end"})
         return loss
 
@@ -250,6 +255,7 @@ class Engine:
                 "rng": rng.restore,
                 "step": self._load_step,
                 "best": self._load_best,
+                "told": self._load_told,
             },
         )
 
@@ -259,6 +265,9 @@ class Engine:
     def _load_best(self, best: dict[str, Any]) -> None:
         self.best_loss, self.best_checkpoint = best["loss"], best["checkpoint"]
 
+    def _load_told(self, told: dict[str, Any]) -> None:
+        self._evaluated, self._recorded = told["evaluated"], told["recorded"]
+
     def _load_probes(self, states: dict[str, Any]) -> None:
         for name, probe in self.probes.items():
             probe.load_state_dict(states[name])
@@ -266,7 +275,8 @@ class Engine:
     def _begin_save(self, step: int, kind: str, state: dict[str, Any] | None = None) -> None:
         self._settle(wait=True)  # first, so that the sinks' state follows the event
         best = {"loss": self.best_loss, "checkpoint": self.best_checkpoint}
-        notes = {"kind": kind, "sinks": self.sinks.state_dict(), "config": self.config, "best": best}
+        told = {"evaluated": self._evaluated, "recorded": self._recorded}
+        notes = {"kind": kind, "sinks": self.sinks.state_dict(), "config": self.config, "best": best, "told": told}
         state = self.state_dict() if state is None else state
         notes["data"] = self.data.identity
         self.checkpoints.save(step, state, kind=kind, notes=notes, best=self.best_checkpoint)
@@ -291,17 +301,6 @@ class Engine:
         due = self.checkpoint_every and step % self.checkpoint_every == 0
         if last or best or due or self.checkpoints.kept_for_good(step):
             self.save("final" if last else "best" if best else "step", best=best)
-
-    @staticmethod
-    def _probe(moment: Moment, probes: Sequence[Probe], context: StepContext, stopwatch: _Stopwatch) -> None:
-        if probes:  # the stopwatch waits for the device
-            with stopwatch:
-                for probe in probes:
-                    try:
-                        getattr(probe, moment)(context)
-                    except Exception as error:
-                        what = f"{type(probe).__module__}.{type(probe).__qualname__}"
-                        raise RuntimeError(f"the probe {what} failed in {moment}: {error!r}") from error
 
     def context(self, step: int) -> StepContext:
         """Return what probes see of ``step``: its batches, and how to run its forward and backward."""
@@ -366,14 +365,19 @@ class Engine:
     def _emit_metrics(self, step: int, values: dict[str, float]) -> None:
         self.emit({"event": "metrics", "step": step, "values": {name: to_json(v) for name, v in values.items()}})
 
-    def _before(self, *, measured: bool) -> Before | None:
-        """Copy what a step changes, for the recorder: weights only where an alert may ask for them after the update."""
-        if self.recorder is None:
-            return None
-        return Before.of(self, weights=measured and self.alerts.records_rates)
+    def _before_update(self, before: Before | None, probing: Probing) -> Before | None:
+        """Add weights and optimizer state to ``before`` where an alert may ask for a recording after the update."""
+        if before is None or not probing.probes:
+            return before
+        values = probing.context.measurements.read()
+        may = self.alerts.may_record(values, casts_to_come=self._casts_after_update)
+        return before.with_weights(self) if may else before
 
     def _carry_out(self, alerts: list[Alert], context: StepContext, before: Before | None) -> list[Alert]:
-        """Report the alerts and, if one asks for more than that, record the step; returns them."""
+        """Report the alerts and, if one asks for more than that, record the step; returns them.
+
+        A stop is recorded only in a run in which nothing was before: what led to it has its recording.
+        """
         for alert in alerts:
             facts = attrs.asdict(alert) | {"value": to_json(alert.value), "threshold": to_json(alert.threshold)}
             self.emit({"event": "alert", "step": context.step, **facts})
@@ -384,25 +388,6 @@ class Engine:
             self._begin_save(context.step, "anomaly", before.state_dict(self))
             self.emit(self.recorder.record(self, context, alerts, before))
         return alerts
-
-
-class _Stopwatch:
-    """Adds up the time spent inside ``with``; waits for the device at both ends, as its work is asynchronous."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.seconds = 0.0
-        self._cuda = device.type == "cuda"
-
-    def __enter__(self) -> None:
-        self._started = self._now()
-
-    def __exit__(self, *error: object) -> None:
-        self.seconds += self._now() - self._started
-
-    def _now(self) -> float:
-        if self._cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
 
 def _perplexity(loss: float) -> float:

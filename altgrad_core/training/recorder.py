@@ -11,7 +11,8 @@ the run folder gets::
 
 A step changes more than weights: generators, scaling state, what probes remember. A copy of that is taken before each
 step; weights and optimizer change only after the alerts on loss and gradients have been checked. Alerts on rates come
-after the update, so while one of them may ask for a recording, the weights are copied too before each measured step.
+after the update: where what is measured before it says that one of them may ask for a recording, weights and optimizer
+state are copied too. Every anomaly's checkpoint has the bits of one saved after the step before.
 """
 
 from __future__ import annotations
@@ -57,14 +58,16 @@ class Before:
     """What the probes remember."""
     alerts: dict[str, Any]
     """Counts and windows of the alerts."""
-    parameters: dict[str, Tensor] | None
+    rates: list[Any]
+    """The optimizer's learning rates, by group."""
+    parameters: dict[str, Tensor] | None = None
     """Weights; None when they do not change before the recording."""
-    optimizer: dict[str, Any] | None
+    optimizer: dict[str, Any] | None = None
     """The optimizer's state; None likewise."""
 
     @classmethod
-    def of(cls, engine: Engine, *, weights: bool) -> Before:
-        """Copy the state of ``engine``; with ``weights`` also weights and optimizer state."""
+    def of(cls, engine: Engine) -> Before:
+        """Copy the state of ``engine``, but for weights and optimizer state."""
         model = engine.model
         return cls(
             step=engine.step_number,
@@ -73,8 +76,15 @@ class Before:
             casts=copy.deepcopy(engine.casts.state_dict()),
             probes=copy.deepcopy(engine.probe_states()),
             alerts=copy.deepcopy(engine.alerts.state_dict()),
-            parameters=_copies(model.named_parameters(remove_duplicate=False)) if weights else None,
-            optimizer=copy.deepcopy(engine.optimizer.state_dict()) if weights else None,
+            rates=[group["lr"] for group in engine.optimizer.param_groups],
+        )
+
+    def with_weights(self, engine: Engine) -> Before:
+        """Return it with copies of the weights and the optimizer's state, which have not changed since."""
+        return attrs.evolve(
+            self,
+            parameters=_copies(engine.model.named_parameters(remove_duplicate=False)),
+            optimizer=copy.deepcopy(engine.optimizer.state_dict()),
         )
 
     def state_dict(self, engine: Engine) -> dict[str, Any]:
@@ -83,8 +93,9 @@ class Before:
         earlier = self.buffers | (self.parameters or {})
         state["model"] = {name: earlier.get(name, value) for name, value in state["model"].items()}
         state |= {"casts": self.casts, "probes": self.probes, "alerts": self.alerts, "rng": self.rng, "step": self.step}
-        if self.optimizer is not None:
-            state["optimizer"] = self.optimizer
+        optimizer = state["optimizer"] if self.optimizer is None else self.optimizer
+        groups = zip(optimizer["param_groups"], self.rates, strict=True)
+        state["optimizer"] = {**optimizer, "param_groups": [{**group, "lr": rate} for group, rate in groups]}
         return state
 
     @contextmanager
@@ -133,8 +144,7 @@ def look_again(engine: Engine, context: StepContext, before: Before) -> Findings
     for parameter in context.parameters.values():
         parameter.grad = None
     try:
-        with before.put_back(engine):
-            engine.casts.begin_step(context.step)
+        with before.put_back(engine), engine.casts.control.again(context.step):
             return examine(engine.model, engine.casts.control, lambda: context.backward(engine.recipe.compute))
     finally:
         for name, parameter in context.parameters.items():
@@ -142,25 +152,44 @@ def look_again(engine: Engine, context: StepContext, before: Before) -> Findings
 
 
 class FlightRecorder:
-    """Writes the folders of a run's anomalies. ``history(n)`` returns the metrics events of the last n logged steps."""
+    """Writes the folders of a run's anomalies.
 
-    def __init__(self, folder: Path, history: Callable[[int], list[Event]]) -> None:
+    ``history(n, step)`` returns the metrics events of the last n logged steps up to ``step``.
+    """
+
+    def __init__(self, folder: Path, history: Callable[[int, int], list[Event]]) -> None:
         self.folder, self.history = folder, history
 
     def record(self, engine: Engine, context: StepContext, alerts: Sequence[Alert], before: Before) -> Event:
-        """Write the folder of the step and return the event that tells of it; a full disk is a ``RunFailed``."""
+        """Write the folder of the step and return the event that tells of it; a full disk is a ``RunFailed``.
+
+        A second look that fails, as where the memory does not suffice for one, is a warning: training goes on.
+        """
         from safetensors.torch import save
 
-        findings = look_again(engine, context, before)
+        findings, failure = Findings(first=(), casts={}), None
+        try:
+            findings = look_again(engine, context, before)
+        except Exception as error:
+            failure = f"{type(error).__name__}: {error}"
+            engine.emit(
+                {
+                    "event": "log",
+                    "level": "warning",
+                    "message": f"The second look at step {context.step} failed, so its first place in trouble is not "
+                    f"known ({failure}). Training goes on; the rest of the recording is there.",
+                }
+            )
         folder = self.folder / f"step-{context.step:06d}"
         inputs, targets = (torch.stack(list(part)).cpu() for part in zip(*context.batches, strict=True))
         write_whole(folder / "batch.safetensors", save({"inputs": inputs, "targets": targets}))
-        lines = [json.dumps(event) for event in self.history(KEPT_STEPS)]
+        lines = [json.dumps(event) for event in self.history(KEPT_STEPS, context.step)]
         write_whole(folder / "statistics.jsonl", "".join(f"{line}\n" for line in lines))
         facts = {
             "step": context.step,
             "checkpoint": f"anomaly-{context.step:06d}",
             "alerts": [attrs.asdict(alert) for alert in alerts],
+            "second_look_failed": failure,  # why "first" and "casts" are empty
             **findings.as_dict(),
         }
         write_whole(folder / "anomaly.json", json.dumps(numbers_to_json(facts), indent=1, allow_nan=False) + "\n")

@@ -10,7 +10,8 @@ One folder a checkpoint::
     latest  best                                        text files holding the name of a checkpoint
 
 A checkpoint is written to a hidden folder ``.saving-*``, every file and the folder synced, then renamed; only a finished
-one ever has its final name. One that is deleted is renamed to ``.deleted-*`` first. Loading checks every file against the
+one ever has its final name. One that is deleted is renamed to ``.deleted-*`` first; one that is replaced to ``.replaced-*``,
+from where it comes back if a crash left nothing in its place. Loading checks every file against the
 manifest and runs no code: safetensors and JSON only.
 """
 
@@ -33,7 +34,7 @@ from altgrad_checkpoint.manifest import NAME, NOTES, STATE, TENSORS, Manifest, s
 from altgrad_core.errors import RunFailed
 from altgrad_core.training.checkpoint import Content, DamagedCheckpoint, Saved
 
-_SAVING, _DELETED = ".saving-", ".deleted-"
+_SAVING, _DELETED, _REPLACED = ".saving-", ".deleted-", ".replaced-"
 
 
 class LocalBackend:
@@ -114,7 +115,14 @@ class LocalBackend:
         return path.read_text(errors="replace").strip() if path.is_file() else None
 
     def clean(self) -> None:
-        """Remove the folders of saves and deletions that a crash cut off."""
+        """Remove the folders of saves and deletions that a crash cut off; put back what nothing has replaced yet."""
+        for old in self.folder.glob(f"{_REPLACED}*"):
+            final = self.folder / old.name.removeprefix(_REPLACED)
+            if final.exists():
+                shutil.rmtree(old)
+            else:
+                old.rename(final)
+                sync(self.folder)
         self._remove(_SAVING)
         self._remove(_DELETED)
 
@@ -122,14 +130,18 @@ class LocalBackend:
         if not final.exists():
             temporary.rename(final)
             return
-        old = self._set_aside(final)
+        old = self.folder / f"{_REPLACED}{final.name}"
+        if old.exists():
+            shutil.rmtree(old)
+        final.rename(old)
         try:
             temporary.rename(final)
         except OSError:
             old.rename(final)
             raise
-        with contextlib.suppress(OSError):  # it takes space and does no harm; the next deletion tries again
-            self._remove(_DELETED)
+        sync(self.folder)
+        with contextlib.suppress(OSError):  # it takes space and does no harm; ``clean`` tries again
+            shutil.rmtree(old)
 
     def _set_aside(self, checkpoint: Path) -> Path:
         """Rename a checkpoint that is to go, so that one half deleted is never taken for a whole one."""

@@ -103,7 +103,7 @@ def trial(folder: Path, recipe: object = "fp32", *, learning_rate: float = 1e-3,
         alerts=AlertWatch(AlertConfig(**{**RULES, "bit_stall": None, **rules})),
         checkpoints=Checkpoints(LocalBackend(folder), 2, print), emit=events.append,
         stop_requested=lambda steps: False, sinks=NoSinks(), device=torch.device("cpu"),
-        config={}, recorder=FlightRecorder(folder.parent / "anomalies", lambda steps: []),
+        config={}, recorder=FlightRecorder(folder.parent / "anomalies", lambda steps, until: []),
     )  # fmt: skip
     return Trial(engine, events)
 
@@ -154,7 +154,7 @@ def in_gradient(value: float) -> Harm:
 UP, QKV, NORM = "blocks.0.mlp.up.weight", "blocks.0.attn.qkv.weight", "final_norm.weight"
 ONCE = [(8, "nan", "checkpoint")]
 FOR_GOOD = [(8, "nan", "checkpoint"), (10, "nan_patience", "stop")]
-CASTS = (8, "non_finite", "log")
+CASTS = (8, "non_finite", "checkpoint")
 
 TABLE: list[tuple[str, Harm, list[str], list[tuple[int, str, str]], int]] = [
     # where, harm, recipes, alerts, skipped updates
@@ -163,9 +163,9 @@ TABLE: list[tuple[str, Harm, list[str], list[tuple[int, str, str]], int]] = [
     ("infinity in a weight", in_weight(UP, math.inf), ["fp32", "bf16"], FOR_GOOD, 3),
     ("infinity in a weight that a cast clamps", in_weight(UP, math.inf), ["e5m2"], [CASTS], 0),
     ("1e30 in a weight", in_weight(UP, 1e30), ["fp32", "bf16"], FOR_GOOD, 3),
-    ("a huge loss", in_weight(NORM, 1e6, whole=True), ["fp32", "bf16", "e5m2"], [(8, "loss_spike", "log")], 0),
+    ("a huge loss", in_weight(NORM, 1e6, whole=True), ["fp32", "bf16", "e5m2"], [(8, "loss_spike", "checkpoint")], 0),
     ("a huge loss, gradients beyond FP32", in_weight(NORM, 1e30, whole=True), ["fp32", "bf16"],
-     [(8, "nan", "checkpoint"), (8, "loss_spike", "log"), (10, "nan_patience", "stop")], 3),
+     [(8, "nan", "checkpoint"), (8, "loss_spike", "checkpoint"), (10, "nan_patience", "stop")], 3),
     ("NaN in the data", in_data(math.nan), ["fp32", "bf16"], ONCE, 1),
     ("NaN in the data", in_data(math.nan), ["e5m2"], [*ONCE, CASTS], 1),
     ("infinity in the data", in_data(math.inf), ["fp32", "bf16"], ONCE, 1),
@@ -249,7 +249,7 @@ def test_a_format_whose_overflow_is_infinity_stops_the_run(tmp_path: Path) -> No
     one = trial(tmp_path, recipe)
     assert one.engine.run() == "stopped"
     assert one.alerts == [
-        (1, "nan", "checkpoint"), (1, "non_finite", "log"), (1, "overflow", "log"), (3, "nan_patience", "stop"),
+        (1, "nan", "checkpoint"), (1, "non_finite", "checkpoint"), (1, "overflow", "log"), (3, "nan_patience", "stop"),
     ]  # fmt: skip
 
 
@@ -296,14 +296,7 @@ def test_a_run_that_dies_raises_the_alerts_of_an_uninterrupted_one(tmp_path: Pat
     recipe = {"base": "e3m4", "scaling": {"kind": "delayed", "history": 2}}
 
     def one(folder: str) -> Trial:
-        made = trial(tmp_path / folder, recipe, learning_rate=0.1, every=1, **EVERYTHING)
-        in_data(math.nan)(made.engine)
-        made.engine.model.token_embedding.register_forward_hook(
-            lambda module, inputs, out: out * math.inf if made.engine.step_number == BAD_STEP else None
-        )
-        weight = made.engine.parameters[UP]
-        weight.register_hook(lambda g: g.index_fill(0, torch.tensor([1, 2]), 0.0))
-        return made
+        return loud(tmp_path / folder, recipe, EVERYTHING)
 
     straight = one("straight")
     assert straight.engine.run() == "done"
@@ -322,6 +315,86 @@ def test_a_run_that_dies_raises_the_alerts_of_an_uninterrupted_one(tmp_path: Pat
         assert resumed.engine.run() == "done"
         assert before + resumed.alerts == straight.alerts, step
         assert resumed.engine.alerts.state_dict() == straight.engine.alerts.state_dict()
+
+
+def loud(folder: Path, recipe: object, rules: dict[str, Any]) -> Trial:
+    """A training in which, with the rules of ``EVERYTHING``, every alert is raised; all checkpoints are kept."""
+    made = trial(folder, recipe, learning_rate=0.1, every=1, **rules)
+    made.engine.checkpoints.keep = STEPS
+    in_data(math.nan)(made.engine)
+    made.engine.model.token_embedding.register_forward_hook(
+        lambda module, inputs, out: out * math.inf if made.engine.step_number == BAD_STEP else None
+    )
+    made.engine.parameters[UP].register_hook(lambda g: g.index_fill(0, torch.tensor([1, 2]), 0.0))
+    return made
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+@pytest.mark.parametrize("stored", [False, True], ids=["master weights", "stored weights"])
+def test_an_anomaly_is_the_state_before_its_step(tmp_path: Path, alert: str, stored: bool) -> None:
+    """Every bit of it, whatever was asked for it: that of the checkpoint after the step before."""
+    recipe: dict[str, Any] = {"base": "e3m4", "scaling": {"kind": "delayed", "history": 2}}
+    if stored:
+        recipe |= {"weight_storage": "e5m6", "optimizer_state": "e5m6"}
+    rule = attrs.evolve(EVERYTHING[alert], action="checkpoint")
+    if alert in ("underflow", "dead_neurons"):
+        rule = attrs.evolve(rule, threshold=0.0)
+    rules = dict.fromkeys(ALERTS) | {alert: rule}
+    one = loud(tmp_path, recipe, rules)
+    one.engine.run()
+    assert one.anomalies, "the alert was raised"
+    backend = one.engine.checkpoints.backend
+    steps = [int(name.removeprefix("anomaly-")) for name in one.anomalies]
+    for step in (step for step in steps if step > 1):
+        before, anomaly = backend.verify(f"step-{step - 1:06d}"), backend.verify(f"anomaly-{step:06d}")
+        assert anomaly.state_hash == before.state_hash, step
+    assert max(steps) > 1
+
+
+def test_weights_are_copied_only_where_a_recording_may_follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An action on a rate costs no second copy of weights and optimizer state in a run in which nothing is wrong."""
+    from altgrad_core.training.recorder import Before
+
+    copied: list[int] = []
+    real = Before.with_weights
+    monkeypatch.setattr(Before, "with_weights", lambda self, e: (copied.append(self.step + 1), real(self, e))[1])
+    one = trial(tmp_path, "e5m2", non_finite=CountRule(), overflow=RateRule(threshold=0.5, action="checkpoint"))
+    in_weight(UP, math.inf)(one.engine)
+    assert one.engine.run() == "done"
+    assert one.alerts == [(8, "non_finite", "checkpoint")]
+    assert copied == [8], "while it lasts it is one episode"
+
+
+def test_a_second_look_that_fails_does_not_end_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bits are those of a run whose second look succeeds, with stochastic rounding and dropout's generators, too."""
+    recipe = {"base": "e5m2", "rounding": "stochastic"}
+
+    def examine(*_: Any) -> None:
+        torch.rand(3)  # half of a pass
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def ends(folder: str) -> tuple[Trial, str]:
+        one = trial(tmp_path / folder / "checkpoints", recipe, every=4)
+        one.engine.train_config = attrs.evolve(one.engine.train_config, eval_every=BAD_STEP)
+        in_data(math.nan)(one.engine)
+        assert one.engine.run() == "done"
+        return one, one.engine.checkpoints.backend.verify(f"step-{STEPS:06d}").state_hash
+
+    sound, expected = ends("sound")
+    monkeypatch.setattr("altgrad_core.training.recorder.examine", examine)
+    failed, found = ends("failed")
+    assert found == expected
+    assert failed.metric("val/loss") == sound.metric("val/loss")
+    (warning,) = [e["message"] for e in failed.events if e.get("level") == "warning"]
+    assert "second look at step 8 failed" in warning
+    assert "CUDA out of memory" in warning
+    facts = json.loads((tmp_path / "failed" / "anomalies" / "step-000008" / "anomaly.json").read_text())
+    assert facts["second_look_failed"] == "OutOfMemoryError: CUDA out of memory"
+    assert facts["first"] == []
+    assert (tmp_path / "failed" / "anomalies" / "step-000008" / "batch.safetensors").is_file()
+    facts = json.loads((tmp_path / "sound" / "anomalies" / "step-000008" / "anomaly.json").read_text())
+    assert facts["second_look_failed"] is None
+    assert facts["first"]
 
 
 LOUD = """

@@ -28,7 +28,7 @@ launcher = "inline"
 [defaults.train]
 learning_rate = 1e-323
 min_learning_rate = 0
-grad_clip = inf
+grad_clip = 1e30
 weight_decay = 1
 optimizer = "sgd"
 [defaults.probes]
@@ -79,15 +79,15 @@ def test_where_a_fork_began_is_in_it(load: Callable[..., Experiment], plugins: P
 
 
 def _numbers(field: Any) -> st.SearchStrategy[Any]:
-    if field.type in (int, "int"):
+    if field is not None and field.type in (int, "int"):
         return st.integers(1, 2**63 - 1)
-    return st.floats(min_value=5e-324, allow_nan=False)
+    return st.floats(min_value=5e-324, allow_nan=False, allow_infinity=False)
 
 
 def _rules(alert: str) -> st.SearchStrategy[Any]:
     fraction = st.floats(0, 1, exclude_max=True)
     number = {"nan": st.integers(1, 2**63 - 1), "nan_patience": st.integers(1, 2**63 - 1)}
-    number |= dict.fromkeys(("loss_spike", "divergence", "non_finite"), st.floats(min_value=5e-324, allow_nan=False))
+    number |= dict.fromkeys(("loss_spike", "divergence", "non_finite"), _numbers(None))
     plain, key = number.get(alert, fraction), AlertConfig.default(alert).plain
     rest = {"patience": st.integers(1, 2**63 - 1), "action": st.sampled_from(["log", "checkpoint", "stop"])}
     return st.one_of(st.booleans(), plain, st.fixed_dictionaries({}, optional={**rest, key: plain}))
@@ -224,7 +224,7 @@ overflow = { threshold = 0.01, patience = 3, action = "checkpoint" }
         "alerts.loss_spike.min_losses: 20 -> 30",
         "alerts.divergence.threshold: 0.5 -> not set",
         "alerts.divergence.patience: 50 -> not set",
-        'alerts.divergence.action: "log" -> not set',
+        'alerts.divergence.action: "checkpoint" -> not set',
         "alerts.divergence.window: 25 -> not set",
         "alerts.overflow.patience: 1 -> 3",
         'alerts.overflow.action: "log" -> "checkpoint"',

@@ -241,13 +241,13 @@ def test_a_spike_is_raised_once_and_named() -> None:
     watch = watching(loss_spike=SPIKE)
     assert losses(watch, [2.0] * 10) == []
     alert = only(watch.check_loss(11, 4.0, 1.0))
-    assert (alert.alert, alert.action, alert.value, alert.threshold) == ("loss_spike", "log", 100.0, 5.0)
+    assert (alert.alert, alert.action, alert.value, alert.threshold) == ("loss_spike", "checkpoint", 100.0, 5.0)
     assert alert.message == (
         "The loss is 4, 100 robust deviations above the median of 2 before it, beyond 5. An odd batch or too large an update; "
         "if the loss does not come back soon, lower the learning rate or train.grad_clip."
     )
     assert losses(watch, [4.0, 5.0, 2.0, 2.0], start=12) == []
-    assert losses(watch, [4.0], start=16) == [(16, "loss_spike", "log")]
+    assert losses(watch, [4.0], start=16) == [(16, "loss_spike", "checkpoint")]
 
 
 def test_a_spike_with_patience() -> None:
@@ -283,13 +283,13 @@ def test_noise_is_no_spike() -> None:
 def test_a_huge_loss_hides_no_later_one(height: float) -> None:
     watch = AlertWatch(AlertConfig())
     found = losses(watch, [*around(2.0, 50), height, *around(2.0, 30), 3.0, *around(2.0, 100)])
-    assert found == [(51, "loss_spike", "log"), (82, "loss_spike", "log")]
+    assert found == [(51, "loss_spike", "checkpoint"), (82, "loss_spike", "checkpoint")]
 
 
 def test_losses_that_are_not_finite_are_not_in_the_window() -> None:
     watch = watching(loss_spike=SPIKE)
     assert losses(watch, [2.0, math.nan, 2.0, math.inf, 2.0, math.nan, 2.0, math.nan, 2.0]) == []
-    assert losses(watch, [3.0], start=10) == [(10, "loss_spike", "log")]
+    assert losses(watch, [3.0], start=10) == [(10, "loss_spike", "checkpoint")]
 
 
 # Divergence
@@ -300,14 +300,14 @@ def test_a_divergence_is_raised_once_and_named() -> None:
     assert losses(watch, [3.0, 2.5, 2.0, 2.0, 2.0, 2.0, 2.0]) == []  # the median of five is 2 from step 5 on
     assert losses(watch, [3.0] * 4, start=8) == []  # the median of five is 3 from step 10 on
     alert = only(watch.check_loss(12, 3.0, 1.0))
-    assert (alert.alert, alert.action, alert.value, alert.threshold) == ("divergence", "log", 1.0, 0.5)
+    assert (alert.alert, alert.action, alert.value, alert.threshold) == ("divergence", "checkpoint", 1.0, 0.5)
     assert alert.message == (
         "The smoothed loss is 3, 1 nats above its best of 2 at step 5, and has been more than 0.5 above it for 3 steps in a "
         "row. The training is undoing what it learnt; lower the learning rate, or widen the format of the layers with the "
         "lowest grad_cos_sim."
     )
     assert losses(watch, [3.0] * 20 + [2.0] * 5, start=13) == []
-    assert losses(watch, [3.0] * 5, start=38) == [(42, "divergence", "log")]
+    assert losses(watch, [3.0] * 5, start=38) == [(42, "divergence", "checkpoint")]
 
 
 @pytest.mark.parametrize(
@@ -326,13 +326,13 @@ def test_what_is_no_divergence(values: list[float]) -> None:
 def test_two_steps_beyond_are_not_three() -> None:
     watch = watching(divergence=DivergenceRule(threshold=0.5, patience=3, window=1))
     assert losses(watch, [2.0, 3.0, 3.0] * 20) == []
-    assert losses(watch, [3.0], start=61) == [(61, "divergence", "log")]
+    assert losses(watch, [3.0], start=61) == [(61, "divergence", "checkpoint")]
 
 
 def test_the_default_divergence_needs_fifty_steps() -> None:
     values = around(2.0, 60) + around(2.6, 200)
     (found,) = losses(watching(divergence=DivergenceRule()), values)
-    assert found == (60 + 13 + 49, "divergence", "log"), "13 of 25 are above, then 50 such steps"
+    assert found == (60 + 13 + 49, "divergence", "checkpoint"), "13 of 25 are above, then 50 such steps"
 
 
 # Resume

@@ -294,3 +294,45 @@ def test_an_old_one_of_the_same_name_is_there_until_it_is_replaced(
         checkpoints.settle(wait=True)
     assert files(folder) == ["latest", "step-000001"]
     assert checkpoints.load_newest().state["step"] == 1
+
+
+@pytest.mark.parametrize("moment", ["between the renames", "before the old one is gone"])
+def test_a_checkpoint_that_is_saved_again_is_never_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """An anomaly met once more after a crash, and killed again while it is replaced: one of the two stays."""
+    backend = LocalBackend(tmp_path)
+
+    def content(number: float) -> Content:
+        return Content(tensors={"model/w": torch.full((3,), number)}, state={"s": 1}, notes={})
+
+    class Killed(BaseException):
+        pass
+
+    first = backend.save("anomaly-000123", content(1.0))
+    with monkeypatch.context() as patch:
+        if moment == "between the renames":
+            rename = Path.rename
+
+            def killed(self: Path, target: Path) -> Path:
+                if self.name.startswith(".saving-"):
+                    raise Killed
+                return rename(self, target)
+
+            patch.setattr(Path, "rename", killed)
+        else:
+
+            def dies(*_: object) -> None:
+                raise Killed
+
+            patch.setattr("altgrad_checkpoint.local.shutil.rmtree", dies)
+        with pytest.raises(Killed):
+            backend.save("anomaly-000123", content(2.0))
+    again = LocalBackend(tmp_path)
+    again.clean()
+    assert again.names() == ["anomaly-000123"]
+    saved = again.verify("anomaly-000123")
+    assert (saved.state_hash == first.state_hash) == (moment == "between the renames")
+    assert [path.name for path in tmp_path.iterdir()] == ["anomaly-000123"]
+    again.save("anomaly-000123", content(3.0))
+    assert [path.name for path in tmp_path.iterdir()] == ["anomaly-000123"]

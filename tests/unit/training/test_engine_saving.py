@@ -23,7 +23,7 @@ from altgrad_core.plugins import Choice
 from altgrad_core.recipes.resolve import resolve_recipe
 from altgrad_core.training.alerts import AlertWatch
 from altgrad_core.training.checkpoint import Checkpoints, Content, Saved, load_checkpoint
-from altgrad_core.training.config import AlertConfig, TrainConfig
+from altgrad_core.training.config import AlertConfig, NanRule, TrainConfig
 from altgrad_core.training.data import TokenData
 from altgrad_core.training.engine import Engine
 from altgrad_core.training.events import Event
@@ -230,3 +230,77 @@ def test_a_state_that_does_not_fit(tmp_path: Path, what: str, text: str) -> None
     one.checkpoints.settle(wait=True)
     with pytest.raises(UnfitCheckpoint, match=text):
         engine(LocalBackend(tmp_path)).resume()
+
+
+def losses_of(events: list[Event]) -> list[tuple[int, str]]:
+    return [(e["step"], name) for e in events if e["event"] == "metrics" for name in e["values"] if "/loss" in name]
+
+
+@pytest.mark.parametrize("first_step", [0, 3])
+def test_a_signal_during_the_first_evaluation_doubles_no_metric(tmp_path: Path, first_step: int) -> None:
+    """The run that goes on from the checkpoint of its first step does not evaluate it once more; a fork's neither."""
+    events: dict[str, list[Event]] = {"straight": [], "stopped": []}
+
+    def begin(name: str) -> Engine:
+        one = engine(LocalBackend(tmp_path / name), events[name].append)
+        one.step_number = one.first_step = first_step
+        return one
+
+    assert begin("straight").run() == "done"
+    stopped = begin("stopped")
+    answers = iter([False, True])  # not before the evaluation, but after it
+    stopped.stop_requested = lambda steps: next(answers)
+    assert stopped.run() == "interrupted"
+    again = begin("stopped")
+    assert again.resume().name == f"step-{first_step:06d}"
+    assert again.run() == "done"
+    assert losses_of(events["stopped"]) == losses_of(events["straight"])
+    assert losses_of(events["straight"])[0] == (first_step, "val/loss")
+
+
+def test_a_signal_before_the_first_evaluation_does_not_cost_it(tmp_path: Path) -> None:
+    events: list[Event] = []
+    stopped = engine(LocalBackend(tmp_path), events.append)
+    stopped.stop_requested = lambda steps: True
+    assert stopped.run() == "interrupted"
+    again = engine(LocalBackend(tmp_path), events.append)
+    again.resume()
+    again.run()
+    assert losses_of(events)[:2] == [(0, "val/loss"), (1, "train/loss")]
+
+
+@pytest.mark.parametrize("stop_after", [4, 5])
+def test_a_resumed_run_knows_that_something_was_recorded(tmp_path: Path, stop_after: int) -> None:
+    """A stop is recorded only where nothing was before: the same decision with an interruption between as without."""
+
+    class Recorder:
+        def __init__(self) -> None:
+            self.steps: list[int] = []
+
+        def record(self, engine: Engine, context: Any, alerts: Any, before: Any) -> Event:
+            self.steps.append(context.step)
+            return {"event": "anomaly", "step": context.step}
+
+    recorder = Recorder()
+
+    def begin(name: str) -> Engine:
+        one = engine(LocalBackend(tmp_path / name))
+        one.alerts = AlertWatch(AlertConfig(nan_patience=NanRule(patience=3, action="stop")))
+        one.recorder = recorder
+
+        def bad(module: Any, inputs: Any, out: torch.Tensor) -> torch.Tensor | None:
+            return out * float("nan") if one.model.training and one.step_number >= 3 else None
+
+        one.model.register_forward_hook(bad)
+        return one
+
+    assert begin("straight").run() == "stopped"
+    assert recorder.steps == [4]
+    recorder.steps.clear()
+    stopped = begin("stopped")
+    stopped.stop_requested = lambda steps: steps >= stop_after
+    assert stopped.run() == "interrupted"
+    again = begin("stopped")
+    again.resume()
+    assert again.run() == "stopped"
+    assert recorder.steps == [4]
