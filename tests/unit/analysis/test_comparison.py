@@ -194,7 +194,7 @@ def test_the_step_of_a_loss_that_is_not_the_last(tmp_path: Path) -> None:
     base = run(tmp_path, "bf16", losses, val={2: 3.0, 4: 1.0}, baseline=True)
     part = run(tmp_path, "part", {1: 4.0, 2: 3.0, 3: 2.0}, val={2: 3.3}, end="interrupted")
     odd = run(tmp_path, "odd", {1: 4.0, 2: 3.0, 3: 2.0}, val={2: 3.3, 3: 2.0}, end="failed")
-    header, first, second, third, *_ = printed(compare([base, part, odd]), 200).splitlines()
+    _, first, second, third, *_ = printed(compare([base, part, odd]), 200).splitlines()
     assert "at step" not in first
     assert "3.3000 at step 2" in second
     assert "+10.00 %  " in second, "the loss beside it says the step"
