@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from altgrad_core.numerics.statistics import CastStatistics
 
 _WORST = 8
-_UNBOUND = 10_000  # cells of a line
 _METRICS = (
     "train/loss",
     "train/grad_norm",
@@ -79,9 +78,11 @@ def show(found: Replay, console: Console, layers: int) -> None:
             console.print(f"{_label(execution)}: every number finite, nothing clamped", markup=False, soft_wrap=True)
     if not layers:
         return
+    from altgrad_core.console.terminal import UNBOUND
+
     if any(execution.findings.casts for execution in found.executions):
         table = _worst(found, layers)
-        wanted = console.measure(table, options=console.options.update(width=_UNBOUND)).maximum
+        wanted = console.measure(table, options=console.options.update(width=UNBOUND)).maximum
         console.width = max(console.width, wanted)  # a narrow terminal folds the lines, rather than the names
         console.print()
         console.print(table, crop=False)
