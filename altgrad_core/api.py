@@ -22,10 +22,13 @@ class Silent:
     def begin(self, plan: Sequence[PlannedRun]) -> None:
         """Nothing."""
 
+    def start(self, run: PlannedRun) -> None:
+        """Nothing."""
+
     def event(self, run: str, event: Event) -> None:
         """Nothing."""
 
-    def end(self, run: PlannedRun, status: Status, log_end: str) -> None:
+    def end(self, run: PlannedRun, status: Status, log_end: str, killed_by: str) -> None:
         """Nothing."""
 
     def idle(self) -> None:

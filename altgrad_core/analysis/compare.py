@@ -2,7 +2,7 @@
 
 A rate of a run is the mean over its logged steps of the mean over layers. What was not measured is None and is shown
 as ``-``, never as 0. The distance from the baseline is taken at the last step at which **both** runs have a loss, so
-that an unfinished run is not compared with a baseline that trained longer.
+that an unfinished run is not compared with a baseline that trained longer, and never at step 0, where nothing is trained.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ class Row:
     """``validation``; ``training`` (the mean of the last 10) when the run has no validation loss."""
     final_loss: float | None
     """Loss at the last step that has one, in nats a token; NaN when that is what the run logged."""
+    final_step: int | None
+    """That step; earlier than ``steps`` for a run that ended between two evaluations."""
     best_loss: float | None
     """Smallest finite loss; for ``training`` the smallest mean of 10 losses in a row."""
     compared_step: int | None
@@ -175,7 +177,7 @@ def _row(run: Run, name: str, base: Run | None) -> Row:
     at_end = False
     if base is not None and base is not run:
         base_kind, base_steps, base_losses = _losses(base)
-        common = sorted(set(steps) & set(base_steps)) if kind == base_kind else []
+        common = sorted({*steps} & {*base_steps} - {0}) if kind == base_kind else []
         if common:
             compared_step = common[-1]
             at_end = compared_step == steps[-1] == base_steps[-1]
@@ -196,6 +198,7 @@ def _row(run: Run, name: str, base: Run | None) -> Row:
         planned_steps=run.planned_steps,
         loss_kind=kind,
         final_loss=losses[-1] if losses else None,
+        final_step=steps[-1] if steps else None,
         best_loss=min((loss for loss in losses if math.isfinite(loss)), default=None),
         compared_step=compared_step,
         compared_at_end=at_end,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import attrs
@@ -75,6 +75,16 @@ def _loss(row: Row, value: float | None) -> str:
     return number(value, 4) + (" train" if row.loss_kind == "training" and value is not None else "")
 
 
+def _final_loss(row: Row) -> str:
+    early = row.final_step is not None and row.final_step != row.steps
+    return _loss(row, row.final_loss) + (f" at step {row.final_step}" if early else "")
+
+
+def _difference(row: Row) -> str:
+    early = row.difference_percent is not None and row.compared_step not in (row.steps, row.final_step)
+    return signed_percent(row.difference_percent) + (f" at step {row.compared_step}" if early else "")
+
+
 def _steps(row: Row) -> str:
     if row.steps is None:
         return MISSING
@@ -86,9 +96,9 @@ COLUMNS = (
     Column("run", "name of the run; * is the baseline", lambda r: f"{r.name} *" if r.baseline else r.name, left=True),
     Column("status", "how the run stands", lambda r: r.status, left=True),
     Column("steps", "last step, of the planned ones when there are more", _steps),
-    Column("loss", "final validation loss", lambda r: _loss(r, r.final_loss)),
+    Column("loss", "final validation loss", _final_loss),
     Column("best", "smallest validation loss", lambda r: _loss(r, r.best_loss)),
-    Column("diff", "distance of the loss from the baseline's", lambda r: signed_percent(r.difference_percent)),
+    Column("diff", "distance of the loss from the baseline's", _difference),
     Column("cosine", "gradient against FP32's, mean over steps and layers", lambda r: number(r.grad_cos_sim, 4)),
     Column("overflow", "cast elements beyond the format's largest value", lambda r: percent(r.overflow_percent)),
     Column("underflow", "non-zero cast elements that became zero", lambda r: percent(r.underflow_percent)),
@@ -99,7 +109,7 @@ COLUMNS = (
     Column("NaN", "steps with a loss or gradient that is not finite", lambda r: _with(r.nan_steps, "{}")),
     Column("alerts", "alerts raised", lambda r: str(r.alerts)),
 )  # fmt: skip
-# The first to go when the terminal is narrow; run, status, loss and diff stay.
+# The first to go when the terminal is narrow; run, status, loss and diff stay, and so do those of `_needed_by`.
 _DROPPED_FIRST = (
     "best",
     "alerts",
@@ -125,20 +135,22 @@ def table(comparison: Comparison, width: int | None = None) -> Table:
     columns = {column.header: [column.text(row) for row in comparison.rows] for column in COLUMNS}
     dropped = [header for header, cells in columns.items() if all(cell == MISSING for cell in cells)]
     empty = list(dropped)
-    for header in _DROPPED_FIRST:
+    needed = _needed_by(comparison.rows)
+    for header in [header for header in _DROPPED_FIRST if header not in needed]:
         if _needed(columns, dropped) <= width:
             break
         if header not in dropped:
             dropped.append(header)
     others = _needed(columns, [*dropped, "run"])
     name_width = min(_NAME_WIDTH, _longest("run", columns), max(6, width - others - 2))
+    folded = ("run",) if others + 2 + name_width <= width else ("run", "loss", "diff")
     made = Table(caption_justify="left", caption_style="", pad_edge=False, box=None, header_style="bold")
     for column in COLUMNS:
         if column.header not in dropped:
             made.add_column(
                 column.header,
                 justify="left" if column.left else "right",
-                no_wrap=column.header != "run",
+                no_wrap=column.header not in folded,
                 overflow="fold",
                 min_width=name_width if column.header == "run" else None,
             )
@@ -147,6 +159,12 @@ def table(comparison: Comparison, width: int | None = None) -> Table:
         made.add_row(*cells, style="bold" if row.baseline else "")
     made.caption = Text("\n".join(_legend(comparison, [h for h in dropped if h not in empty], empty)), style="dim")
     return made
+
+
+def _needed_by(rows: Sequence[Row]) -> list[str]:
+    """Return the columns without which a run that did not finish, or met NaN, would look like one that is well."""
+    unfinished = any(row.status != "done" or row.steps != row.planned_steps for row in rows if row.steps is not None)
+    return ["steps"] * unfinished + ["NaN"] * any(row.nan_steps for row in rows)
 
 
 def _needed(columns: dict[str, list[str]], dropped: list[str]) -> int:

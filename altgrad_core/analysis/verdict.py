@@ -25,7 +25,7 @@ def verdict(row: Row, baseline: Row | None) -> str:
     if row.steps is None:
         return f"{row.name} has not logged a step yet (status: {row.status}{_because(row)})."
     sentences = [
-        _progress(row),
+        _trouble(row),
         _loss(row, None if baseline is None else baseline.name),
         _evidence(row, baseline),
         _caveat(row, baseline),
@@ -33,17 +33,17 @@ def verdict(row: Row, baseline: Row | None) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _progress(row: Row) -> str:
+def _trouble(row: Row) -> str:
+    """Return what went wrong, or is not finished: that comes before any number."""
+    nan = f"{_counted(row.nan_steps, 'step')} with NaN or infinity" if row.nan_steps else ""
     if row.status == "done":
-        return ""
+        return f"{row.name} had {nan}." if nan else ""
     at = f"step {row.steps}" + (f" of {row.planned_steps}" if row.planned_steps is not None else "")
     if row.status == "running":
-        return f"{row.name} is unfinished: it is running, at {at}."
-    if row.status == "stopped" and row.nan_steps:
-        steps = _counted(row.nan_steps, "step")
-        return f"{row.name} was stopped at {at} after {steps} with NaN or infinity{_because(row)}."
+        return f"{row.name} is unfinished: it is running, at {at}{f', after {nan}' if nan else ''}."
     words = {"failed": "failed", "stopped": "was stopped", "interrupted": "is unfinished: it was interrupted"}
-    return f"{row.name} {words.get(row.status, f'is {row.status}')} at {at}{_because(row)}."
+    after = f" after {nan}" if nan else ""
+    return f"{row.name} {words.get(row.status, f'is {row.status}')} at {at}{after}{_because(row)}."
 
 
 def _because(row: Row) -> str:
@@ -57,6 +57,10 @@ def _loss(row: Row, baseline: str | None) -> str:
         return ""
     kind = "validation loss" if row.loss_kind == "validation" else "mean of the last training losses"
     final = f"{kind} of {_number(row.final_loss)}"
+    if row.final_step == 0:
+        return f"Its only {final} is from step 0, before it was trained."
+    if row.final_step != row.steps:
+        final += f" at step {row.final_step}"
     best = ""
     if row.best_loss is not None and row.best_loss != row.final_loss:
         best = f", {_number(row.best_loss)} at best"
@@ -71,7 +75,7 @@ def _loss(row: Row, baseline: str | None) -> str:
         lost = baseline if math.isfinite(row.compared_loss) else row.name
         return f"The loss of {lost} is not a finite number at step {row.compared_step} ({losses})."
     side = "above" if row.difference_percent > 0 else "below"
-    away = f"{percent(abs(row.difference_percent), digits=1)} {side}"
+    away = f"{percent(abs(row.difference_percent))} {side}"
     if abs(row.difference_percent) < _EQUAL_PERCENT:
         away = "level with"
     if row.compared_at_end and row.status == "done":
@@ -85,6 +89,8 @@ def _evidence(row: Row, baseline: Row | None) -> str:
     clauses = []
     if row.grad_cos_sim is not None:
         words = next(text for least, text in _DIRECTIONS if row.grad_cos_sim >= least)
+        where = ", where they are finite," if row.nan_steps else ""
+        words = words.replace("its gradients", f"its gradients{where}")
         clauses.append(f"{words} (mean cosine {row.grad_cos_sim:.3f})")
     rates = [
         f"{percent(value)} {what}"
@@ -96,12 +102,8 @@ def _evidence(row: Row, baseline: Row | None) -> str:
     if row.bit_stall_percent is not None:
         against = ""
         if baseline is not None and baseline.bit_stall_percent is not None:
-            against = f", {percent(baseline.bit_stall_percent, digits=1)} in {baseline.name}"
-        clauses.append(
-            f"a step leaves {percent(row.bit_stall_percent, digits=1)} of the weights unmoved (bit stall{against})"
-        )
-    if row.nan_steps and row.status != "stopped":
-        clauses.append(f"{_counted(row.nan_steps, 'step')} had NaN or infinity")
+            against = f", {percent(baseline.bit_stall_percent)} in {baseline.name}"
+        clauses.append(f"a step leaves {percent(row.bit_stall_percent)} of the weights unmoved (bit stall{against})")
     text = "; ".join(clauses)
     return f"{text[0].upper()}{text[1:]}." if text else ""
 

@@ -22,13 +22,15 @@ def compare(
 
     from altgrad_core.analysis import compare as comparing
     from altgrad_core.analysis.runs import find_runs
+    from altgrad_core.console.terminal import table_width
 
     comparison = comparing.compare([run for folder in runs for run in find_runs(folder)], baseline)
     if json_:
         typer.echo(json.dumps(comparison.as_dict(), indent=2, ensure_ascii=False))
         return
     console = Console()
-    console.print(comparing.table(comparison, console.width))
+    width = console.width = table_width(console)
+    console.print(comparing.table(comparison, width))
     console.print()
     for verdict in comparison.verdicts:
         console.print(verdict, highlight=False, markup=False)

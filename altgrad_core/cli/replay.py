@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
-    from altgrad_core.experiments.replay import Replay
+    from altgrad_core.experiments.replay import Replay, Step
+    from altgrad_core.numerics.statistics import CastStatistics
 
 _WORST = 8
 _METRICS = (
@@ -45,26 +48,50 @@ def replay(
 
     from rich.console import Console
 
+    from altgrad_core.errors import AltgradError
     from altgrad_core.experiments.fork import parse_moment
     from altgrad_core.experiments.replay import replay as run_again
     from altgrad_core.spelling import shown
     from altgrad_core.training.events import numbers_to_json
 
     overrides = ([] if recipe is None else [f"recipe={shown(recipe)}"]) + (set_ or [])
+    path, _, place = moment.rpartition("@")
+    if not path or not place:
+        raise AltgradError(
+            f"Expected RUN@STEP, a run's folder and the number of a step, such as runs/e5m2-vs-bf16/e5m2@100, got '{moment}'."
+        )
     found = run_again(parse_moment(moment), overrides, device=device, say=lambda text: typer.echo(text, err=True))
     if json_:
         typer.echo(json.dumps(numbers_to_json(found.as_dict()), indent=1))
         return
-    console = Console(highlight=False)
+    show(found, Console(highlight=False), layers)
+
+
+def show(found: Replay, console: Console, layers: int) -> None:
+    """Print what was found, with the ``layers`` casts that lost most."""
     console.print(_origin(found), markup=False, soft_wrap=True)
     console.print(_table(found))
     for execution in found.executions:
         for place in execution.findings.first:
-            console.print(f"{execution.recipe}: first {place.kind}: {place}", markup=False, soft_wrap=True)
+            console.print(f"{_label(execution)}: first {place.kind}: {place}", markup=False, soft_wrap=True)
         if not execution.findings.first:
-            console.print(f"{execution.recipe}: every number finite, nothing clamped", markup=False, soft_wrap=True)
-    if layers:
-        console.print(_worst(found, layers))
+            console.print(f"{_label(execution)}: every number finite, nothing clamped", markup=False, soft_wrap=True)
+    if not layers:
+        return
+    from altgrad_core.console.terminal import UNBOUND
+
+    if any(execution.findings.casts for execution in found.executions):
+        table = _worst(found, layers)
+        wanted = console.measure(table, options=console.options.update(width=UNBOUND)).maximum
+        console.width = max(console.width, wanted)  # a narrow terminal folds the lines, rather than the names
+        console.print()
+        console.print(table, crop=False)
+    else:
+        console.print("Nothing was cast.")
+
+
+def _label(execution: Step) -> str:
+    return execution.recipe + (" (changed)" if execution.changed else "")
 
 
 def _origin(found: Replay) -> str:
@@ -84,39 +111,57 @@ def _table(found: Replay) -> Table:
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("metric")
+    table.add_column("metric", no_wrap=True)
     table.add_column("logged", justify="right")
     for execution in found.executions:
-        table.add_column(execution.recipe + (" (changed)" if execution.changed else ""), justify="right")
+        table.add_column(_label(execution), justify="right")
     for name in _METRICS:
         values = [execution.metrics.get(name) for execution in found.executions]
         if any(value is not None for value in values):
-            table.add_row(name, _number(found.recorded.get(name)), *map(_number, values))
+            table.add_row(name, *(_number(name, value) for value in (found.recorded.get(name), *values)))
     return table
 
 
 def _worst(found: Replay, count: int) -> Table:
-    """Return the casts with the highest overflow, then underflow, of the last execution."""
-    from rich.box import SIMPLE_HEAD
+    """Return the casts that lost most in any execution, the executions one under the other."""
     from rich.table import Table
+    from rich.text import Text
+
+    from altgrad_core.analysis.table import MISSING, number, percent
 
     casts = [execution.findings.casts for execution in found.executions]
-    names = sorted(casts[-1], key=lambda name: (-casts[-1][name].overflow_rate, -casts[-1][name].underflow_rate))
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, title="Casts that lost most", title_justify="left")
-    table.add_column("layer.operand", overflow="fold")
-    for execution in found.executions:
-        for what in ("overflow", "underflow", "SQNR dB"):
-            table.add_column(f"{execution.recipe}\n{what}", justify="right")
-    for name in names[:count]:
-        cells = []
-        for its in casts:
-            seen = its.get(name)
-            cells += ["-"] * 3 if seen is None else [
-                f"{seen.overflow_rate:.3%}", f"{seen.underflow_rate:.3%}", f"{seen.sqnr_db:.1f}",
+    names = dict.fromkeys(name for its in casts for name in its)
+    ordered = sorted(names, key=lambda name: max(_lost(its[name]) for its in casts if name in its), reverse=True)
+    broken = any(seen.nan or seen.inf for its in casts for seen in its.values())
+    several = len(casts) > 1
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title="Casts that lost most", title_justify="left")
+    for header in ("layer.operand", *(["recipe"] if several else [])):
+        table.add_column(header, no_wrap=True)
+    for header in (*(["NaN or inf"] if broken else []), "overflow", "underflow", "SQNR dB"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for name in ordered[:count]:
+        for index, execution in enumerate(found.executions):
+            seen = casts[index].get(name)
+            cells = [MISSING] * 3 if seen is None else [
+                percent(100 * seen.overflow_rate), percent(100 * seen.underflow_rate), number(seen.sqnr_db, 1),
             ]  # fmt: skip
-        table.add_row(name, *cells)
+            if broken:
+                cells.insert(0, MISSING if seen is None else f"{seen.nan + seen.inf:,.0f}")
+            first = [name if index == 0 else "", *([_label(execution)] if several else [])]
+            table.add_row(*map(Text, [*first, *cells]))
     return table
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.6g}"
+def _lost(seen: CastStatistics) -> tuple[float, float, float, float]:
+    """Return what orders casts: non-finite inputs, then overflow, underflow, and the lowest SQNR; NaN is no loss."""
+    known = (seen.nan + seen.inf, seen.overflow_rate, seen.underflow_rate)
+    broken, overflow, underflow = (0.0 if math.isnan(value) else value for value in known)
+    return broken, overflow, underflow, -math.inf if math.isnan(seen.sqnr_db) else -seen.sqnr_db
+
+
+def _number(name: str, value: float | None) -> str:
+    from altgrad_core.analysis.table import number, percent
+
+    if value is None or not math.isfinite(value):
+        return number(value, 0)
+    return percent(100 * value) if name.endswith(("_rate", "_frac")) else f"{value:.6g}"

@@ -56,10 +56,10 @@ def train_and_report(
     from altgrad_core.analysis.report import write_report
     from altgrad_core.analysis.runs import load_experiment_runs
     from altgrad_core.console.screen import make_screen
-    from altgrad_core.console.terminal import terminal
-    from altgrad_core.console.words import sink_lines
+    from altgrad_core.console.terminal import table_width, terminal
+    from altgrad_core.console.words import beyond, sink_lines
     from altgrad_core.experiments.folder import RunFolder
-    from altgrad_core.experiments.runner import Interrupted, run_experiment
+    from altgrad_core.experiments.runner import FINISHED, Interrupted, run_experiment
 
     console = terminal()
     screen = make_screen(console)
@@ -83,18 +83,23 @@ def train_and_report(
     folder = runs / experiment.name
     results = load_experiment_runs(folder)
     comparison = compare(results)
-    console.print(table(comparison))
+    width = console.width = table_width(console)
+    console.print(table(comparison, width))
     for verdict in comparison.verdicts:
         console.print(verdict, highlight=False, markup=False)
     console.print(f"Report: {write_report(folder)}", highlight=False, markup=False, soft_wrap=True)
     for result in results:
         for line in sink_lines(result.sinks) if result.name in statuses else ():
             console.print(f"{result.name}: {line}", style="yellow", highlight=False, markup=False, soft_wrap=True)
-    failed = [name for name, status in statuses.items() if status not in ("done", "stopped")]
+    reasons = {result.name: result.reason for result in results}
+    failed = [name for name, status in statuses.items() if status not in FINISHED]
     for name in failed:
-        run_folder = RunFolder(folder / name)
-        console.print(f"{name} {statuses[name]}; the end of {run_folder.log}:", style="bold red", markup=False)
-        for line in run_folder.log_end().splitlines():
+        log = RunFolder(folder / name)
+        lines = beyond(log.log_end(), reasons.get(name, ""))
+        if lines:
+            said = f"{name} {statuses[name]}; the end of {log.log}:"
+            console.print(said, style="bold red", highlight=False, markup=False, soft_wrap=True)
+        for line in lines:
             console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     if failed:
         console.print("Mend the cause, then give the same command with --retry-failed.", highlight=False)

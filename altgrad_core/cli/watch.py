@@ -46,4 +46,4 @@ def watch(
             screen.event(name, event)
         for state in screen.state.runs.values():
             if state.latest and not state.over:
-                state.stop("lost", "the recording ends here")
+                state.stop("interrupted", "the recording ends here")

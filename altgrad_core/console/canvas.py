@@ -8,6 +8,7 @@ stands beside a word or a mark that says the same without colour.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 
 import attrs
@@ -130,6 +131,22 @@ def cut(text: str, width: int) -> str:
     if width <= 1:
         return "…"[:width]
     return chop_cells(text, width - 1)[0] + "…"
+
+
+def wrap(text: str, first: int, rest: int) -> list[str]:
+    """Return text in lines of at most ``first``, then ``rest`` cells, broken at spaces; at least one line.
+
+    A longer word, which may be a path that somebody wants to copy, keeps a line of its own.
+    """
+    lines, room, width = [""], first, 0
+    for space, word in re.findall(r"(\s*)(\S+)", text):
+        length = cell_len(word)
+        if width and width + len(space) + length > room:
+            lines, room, width = [*lines, word], rest, length
+        else:
+            lines[-1] += space + word
+            width += len(space) + length
+    return lines
 
 
 def bar(fraction: float, width: int) -> Line:

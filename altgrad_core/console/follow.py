@@ -190,9 +190,9 @@ class Follower:
         if state.over:
             return
         if _is_here(followed.folder.lock):
-            state.stop("lost", "its process ended without a word")
+            state.stop("interrupted", "its process ended without a word")
             advice = "" if state.simulated else "; `altgrad run` resumes it"
-            self.screen.tell(name, "error", f"is gone: {state.reason} at step {state.step}{advice}")
+            self.screen.tell(name, "error", f"interrupted: {state.reason} at step {state.step}{advice}")
             return
         silence = time.monotonic() - followed.heard_s
         if silence > _SILENT_S and state.status != "silent":

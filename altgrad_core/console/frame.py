@@ -153,7 +153,7 @@ def _step(run: RunState, width: int, now: float, *, alone: bool) -> Line:
     tail += f"  {clock(run.elapsed_s(now))}" if width >= 50 else ""
     tail += f"  eta {clock(run.eta_s)}"
     _bar(line, fraction, width - len(tail) - max(len(status), 13 if width > 70 else 0))
-    style = {"failed": BAD, "lost": BAD, "stopped": WARN, "interrupted": WARN, "silent": WARN}.get(run.status, GOOD)
+    style = {"failed": BAD, "pending": BAD, "stopped": WARN, "interrupted": WARN, "silent": WARN}.get(run.status, GOOD)
     return line.add(tail).add(status, style)
 
 

@@ -13,7 +13,7 @@ from altgrad_core.console.state import RunState, ScreenState
 from altgrad_core.console.words import clock, percent, signed_percent
 
 _STATUS = {
-    "running": STRONG, "starting": STRONG, "done": GOOD, "failed": BAD, "lost": BAD, "stopped": WARN,
+    "running": STRONG, "starting": STRONG, "done": GOOD, "failed": BAD, "pending": BAD, "stopped": WARN,
     "interrupted": WARN, "silent": WARN, "waiting": DIM,
 }  # fmt: skip
 _BAR = 12
@@ -106,9 +106,17 @@ def _shown(runs: Sequence[RunState], rows: int) -> tuple[list[RunState], list[Ru
         return list(runs), []
 
     def importance(run: RunState) -> int:
-        return ("running", "starting", "failed", "lost", "silent", "stopped", "interrupted", "waiting", "done").index(
-            run.status
-        )
+        return (
+            "running",
+            "starting",
+            "failed",
+            "pending",
+            "silent",
+            "stopped",
+            "interrupted",
+            "waiting",
+            "done",
+        ).index(run.status)
 
     chosen = sorted(range(len(runs)), key=lambda index: (importance(runs[index]), index))[: max(0, rows - 1)]
     return [runs[i] for i in sorted(chosen)], [run for i, run in enumerate(runs) if i not in chosen]

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from altgrad_core.console.canvas import LEVELS, Line
+from altgrad_core.console.canvas import LEVELS, Line, wrap
 from altgrad_core.console.frame import frame, validation_text
 from altgrad_core.console.health import MARKS, diagnose
 from altgrad_core.console.state import RunState, ScreenState
 from altgrad_core.console.summary import summary
-from altgrad_core.console.terminal import LiveArea, is_live, look_of
-from altgrad_core.console.words import clock, event_line, init_lines, perplexity
+from altgrad_core.console.terminal import UNBOUND, LiveArea, is_live, look_of
+from altgrad_core.console.words import beyond, clock, event_line, init_lines, perplexity
 from altgrad_core.experiments.folder import RunFolder, events_of
 from altgrad_core.training.events import Event
 
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 _PLAIN_EVERY_S = 30.0
 _FRAME_S = 0.25
 _COST = 0.005  # of the time, at most, is spent on drawing: large frames come less often
-_UNBOUND = 10_000  # cells of a line in a file
+_BOX = 100  # of the box there
+_INDENT = 2  # of what continues a line
 _SAMPLES = 3  # in a row, before a straggler or a recovery is told
 
 
@@ -66,15 +67,23 @@ class PlainScreen:
         for planned in plan:
             self._line(planned.config.name, *_intention(planned))
 
-    def end(self, run: PlannedRun, status: Status, log_end: str) -> None:
-        """Show the end of a failed run's log."""
-        state = self.state.runs[run.config.name]
+    def start(self, run: PlannedRun) -> None:
+        """Say in the frame that the run is starting: its process is alive, and imports for a while."""
+        self.state.runs[run.config.name].expect()
+
+    def end(self, run: PlannedRun, status: Status, log_end: str, killed_by: str) -> None:
+        """Say what no event could, and show the end of the log of a run that did not finish."""
+        name, state = run.config.name, self.state.runs[run.config.name]
         if not state.over:
-            state.stop("lost", "its process ended without a word")
-        if log_end:
-            self._line(run.config.name, "error", f"{status}; the end of {run.folder.log}:")
-            for line in log_end.splitlines():
-                self._line(run.config.name, "error", f"  {line}")
+            state.stop(
+                status, f"its process was ended by {killed_by}" if killed_by else "its process ended without a word"
+            )
+            self._line(name, "error", f"{status}: {state.reason}")
+        lines = beyond(log_end, state.reason)
+        if lines:
+            self._line(name, "error", f"the end of {run.folder.log}:")
+        for line in lines:
+            self._line(name, "error", f"  {line}")
 
     # What everybody tells.
 
@@ -101,7 +110,7 @@ class PlainScreen:
         if event["event"] == "gpus":
             self._gpu_findings(state, event)
         if event["event"] == "evaluation" and event["state"] == "end" and state.validation is not None:
-            text = validation_text(state, _UNBOUND, step=False)
+            text = validation_text(state, UNBOUND, step=False)
             self._line(run, "info", f"step {state.validation.step}: validation {text}", event)
         if event["event"] == "metrics" and state.logged > logged:
             self._training(run, state, event)
@@ -126,7 +135,7 @@ class PlainScreen:
         """Say how everything ended; may be called again."""
         if not self._closed:
             self._closed = True
-            width = self.console.width - 1 if self.console.is_terminal else _UNBOUND
+            width = self.console.width - 1 if self.console.is_terminal else _BOX
             self._finish(summary(self.state, self.folders, width, self.now()))
 
     def _finish(self, lines: list[Line]) -> None:
@@ -183,10 +192,18 @@ class PlainScreen:
         if run and self.state.runs[run].simulated:
             who = f"SIMULATED  {who}"
         stamp = time.strftime("%H:%M:%S", time.localtime(event["time"] if event and "time" in event else self.now()))
-        first, *more = text.splitlines() or [""]
-        self._put(Line(f"{stamp}  {who}", LEVELS["info"]).add(f"{mark}{first}", LEVELS[level]))
-        for rest in more:
-            self._put(Line(" " * (len(stamp) + 2)).add(rest, LEVELS[level]))
+        head, indent, width = Line(f"{stamp}  {who}"), len(stamp) + 2, self._width()
+        first, *more = f"{mark}{text}".splitlines() or [""]
+        begun, *rest = wrap(first, width - head.width, width - indent - _INDENT)
+        self._put(head.add(begun, LEVELS[level]))
+        lines = [" " * _INDENT + line for line in rest]
+        lines += [line for given in more for line in wrap(given, width - indent, width - indent)]
+        for line in lines:
+            self._put(Line(" " * indent).add(line, LEVELS[level]))
+
+    def _width(self) -> int:
+        """Return how many cells a line may have."""
+        return self.console.width if self.console.is_terminal else UNBOUND
 
     def _put(self, line: Line) -> None:
         self.console.file.write(line.drawn(self.look) + "\n")
@@ -226,6 +243,9 @@ class LiveScreen(PlainScreen):
         above, self._above = self._above, []
         self.area.close([*above, *lines])
 
+    def _width(self) -> int:
+        return self.area.size()[0] - 1
+
     def _put(self, line: Line) -> None:
         if self._closed:
             super()._put(line)
@@ -243,6 +263,8 @@ def make_screen(console: Console, **options: Any) -> PlainScreen:
 
 def _intention(planned: PlannedRun) -> tuple[str, str]:
     match planned.action, planned.reason:
+        case "resume", "failed":
+            return "info", "failed earlier and is resumed"
         case "skip", "failed":
             return "warning", "failed earlier and is not tried again; --retry-failed does"
         case "skip", reason:

@@ -20,7 +20,7 @@ _SHOWN = (
     *("train/loss", "train/perplexity", "train/lr", "train/grad_norm", "train/tokens_per_s"),
     *("overflow_rate", "underflow_rate", "bit_stall_rate", "grad_cos_sim"),
 )
-OVER = ("done", "failed", "stopped", "interrupted", "lost")
+OVER = ("done", "failed", "stopped", "interrupted", "pending")
 
 
 @attrs.frozen(kw_only=True)
@@ -70,7 +70,8 @@ class RunState:
     baseline: bool = False
     simulated: bool = False
     status: str = "waiting"
-    """waiting, starting, running, one of ``OVER``, or silent: no sign of life, on a machine that cannot be asked."""
+    """waiting, starting, running, one of ``OVER`` (pending: its worker ended before the first event), or silent: no sign
+    of life, on a machine that cannot be asked."""
     reason: str = ""
     step: int = 0
     values: dict[str, float] = attrs.field(factory=dict)
@@ -93,6 +94,7 @@ class RunState:
     latest: float = 0
     """Unix time of the last event."""
     _began: float | None = None
+    _expected: bool = False
     _earlier_s: float = 0
     logged: int = 0
     """Training steps heard of since the last start."""
@@ -149,7 +151,8 @@ class RunState:
             self.simulated = True
         time = self.latest = event.get("time", self.latest)
         # What comes after the end, such as the warning of a sink, is no new beginning.
-        if self.status == "waiting" or (self.over and event["event"] == "status" and event["status"] == "running"):
+        again = self.over and event["event"] == "status" and event["status"] == "running"
+        if self.status == "waiting" or self._expected or again:
             self._start(time)
         match event["event"]:
             case "metrics":
@@ -176,8 +179,12 @@ class RunState:
             case "comm":
                 self.communication = event
 
+    def expect(self) -> None:
+        """Note that the run's process was started; its first event begins the run."""
+        self.status, self.reason, self._expected = "starting", "", True
+
     def _start(self, time: float) -> None:
-        self.status, self.reason, self._began = "starting", "", time
+        self.status, self.reason, self._began, self._expected = "starting", "", time, False
         self.tasks.clear()
         self.logged, self._first, self._last = 0, None, None
 
@@ -189,7 +196,7 @@ class RunState:
 
     def stop(self, status: str, reason: str) -> None:
         """Note an end that no event tells: the run's process is gone without a word."""
-        self.status, self.reason = status, reason
+        self.status, self.reason, self._expected = status, reason, False
         self._end()
 
     def _end(self) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from altgrad_core.console.canvas import BAD, GOOD, PLAIN, WARN, Line, box
+from altgrad_core.console.canvas import BAD, GOOD, PLAIN, WARN, Line, box, wrap
 from altgrad_core.console.frame import validation_text
 from altgrad_core.console.state import RunState, ScreenState
 from altgrad_core.console.words import clock, gib, perplexity
 from altgrad_core.experiments.folder import RunFolder
 
-_STATUS = {"done": GOOD, "failed": BAD, "lost": BAD, "stopped": WARN, "interrupted": WARN, "silent": WARN}
+_STATUS = {"done": GOOD, "failed": BAD, "pending": BAD, "stopped": WARN, "interrupted": WARN, "silent": WARN}
 _LABEL = 13
 
 
@@ -21,7 +21,7 @@ def summary(state: ScreenState, folders: Mapping[str, RunFolder], width: int, no
         return []
     title = f"{'SIMULATED, nothing was trained' if state.simulated else 'summary'}: {state.title}"
     if len(runs) == 1:
-        rows = _in_full(runs[0], folders.get(runs[0].name), now)
+        rows = _in_full(runs[0], folders.get(runs[0].name), width, now)
         # A path that does not fit is not cut: somebody may want to copy it.
         below = [row for row in rows[-1:] if row.width > width - 4]
         return [*box(title, rows[:-1] if below else rows, width), *below]
@@ -38,12 +38,13 @@ def summary(state: ScreenState, folders: Mapping[str, RunFolder], width: int, no
     return box(title, rows, width)
 
 
-def _in_full(run: RunState, folder: RunFolder | None, now: float) -> list[Line]:
+def _in_full(run: RunState, folder: RunFolder | None, width: int, now: float) -> list[Line]:
+    # Why a run failed was told when it did, in a text that may be long.
+    reason = f": {run.reason}" if run.reason and run.status != "failed" else ""
     rows = [
-        _row("run")
-        .add(f"{run.name} is ")
-        .add(run.status, _STATUS.get(run.status, PLAIN))
-        .add(run.reason and f": {run.reason}"),
+        *_wrapped(
+            _row("run").add(f"{run.name} is ").add(run.status, _STATUS.get(run.status, PLAIN)), reason, width - 4
+        ),
         _row("time").add(clock(run.elapsed_s(now))),
         _row("steps").add(f"{run.step:,} of {run.steps:,}"),
     ]
@@ -61,6 +62,12 @@ def _in_full(run: RunState, folder: RunFolder | None, now: float) -> list[Line]:
     if run.alerts:
         rows.append(_row("alerts").add(str(run.alerts), WARN))
     return [*rows, _row("model").add(_model(run, folder))]
+
+
+def _wrapped(line: Line, text: str, width: int) -> list[Line]:
+    """Return ``line`` with ``text`` after it, in as many lines as it takes."""
+    first, *more = wrap(text, max(20, width - line.width), max(20, width - _LABEL))
+    return [line.add(first), *(_row("").add(rest) for rest in more)]
 
 
 def _row(label: str) -> Line:

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from altgrad_core.console.canvas import Line, Look
 
+UNBOUND = 10_000  # cells of a line in a file
 _HIDE, _SHOW = "\x1b[?25l", "\x1b[?25h"
 _BEGIN, _END = "\x1b[?2026h", "\x1b[?2026l"
 _ERASE_LINE, _ERASE_BELOW = "\x1b[K", "\x1b[J"
@@ -128,3 +129,8 @@ def restored(close: Callable[[], None]) -> Iterator[None]:
 def terminal() -> Console:
     """Return the console for standard output."""
     return Console(file=sys.stdout, highlight=False, markup=False)
+
+
+def table_width(console: Console) -> int:
+    """Return how wide a table may be: what the terminal has; without one, where nobody folds lines, as much as it needs."""
+    return console.width if console.is_terminal or os.environ.get("COLUMNS") else UNBOUND

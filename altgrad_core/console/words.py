@@ -157,6 +157,11 @@ def event_line(event: Event) -> tuple[str, str] | None:
     return None
 
 
+def beyond(log_end: str, reason: str) -> list[str]:
+    """Return the last lines of a log without the reason of the failure, with which they end: it is told already."""
+    return log_end.strip().removesuffix(reason.strip()).rstrip().splitlines()
+
+
 def sink_lines(sinks: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return a sentence for each sink that did not get, or could not keep, all events of its run."""
     return [

@@ -32,6 +32,8 @@ from altgrad_core.training.data import Workspace
 from altgrad_core.training.events import Event
 
 Action = Literal["train", "resume", "skip"]
+FINISHED: tuple[Status, ...] = ("done", "stopped")
+"""States that no further training follows; the others are to be resumed or mended."""
 _POLL_S = 0.1
 _SECOND_THOUGHTS_S = 1.0
 
@@ -59,11 +61,18 @@ class Observer(Protocol):
     def begin(self, plan: Sequence[PlannedRun]) -> None:
         """All runs, before the first starts."""
 
+    def start(self, run: PlannedRun) -> None:
+        """A run's worker was started; its first event may take a while."""
+
     def event(self, run: str, event: Event) -> None:
         """An event of a running run."""
 
-    def end(self, run: PlannedRun, status: Status, log_end: str) -> None:
-        """A run has ended; ``log_end`` holds the last lines that a failed one printed."""
+    def end(self, run: PlannedRun, status: Status, log_end: str, killed_by: str) -> None:
+        """A run has ended.
+
+        ``log_end`` holds the last lines that one printed that did not finish; ``killed_by`` is the name of the signal that
+        ended its worker, such as SIGKILL, or empty.
+        """
 
     def idle(self) -> None:
         """Called several times a second."""
@@ -231,6 +240,7 @@ class _Crew:
         choice = planned.config.launcher
         launcher: Launcher = installed().get("launcher", choice.kind).value(choice.options)
         tail = EventTail(planned.folder.events)
+        self.observer.start(planned)
         worker = launcher.start(planned.folder, self.device)
         self.running.append(_Running(planned, worker, tail))
         if self.received:  # came while the worker was being started
@@ -246,13 +256,23 @@ class _Crew:
                 self._ended(running.planned, status)
 
     def _ended(self, planned: PlannedRun, exit_status: int) -> None:
-        status = planned.folder.status()
-        log_end = ""
-        if exit_status and not self.received:
-            log_end = planned.folder.log_end()
-            if exit_status < 0:
-                log_end += f"\nThe worker was ended by signal {-exit_status}."
-        self.observer.end(planned, status, log_end.strip())
+        status, log_end, killed_by = worker_ended(planned.folder, 0 if self.received else exit_status)
+        self.observer.end(planned, status, log_end, killed_by)
+
+
+def worker_ended(folder: RunFolder, exit_status: int) -> tuple[Status, str, str]:
+    """Return the run's state, the end of its log and the signal that ended its worker, as ``Observer.end`` takes them."""
+    status = folder.status()
+    if status in FINISHED or not exit_status:
+        return status, "", ""
+    return status, folder.log_end().strip(), _signal_name(-exit_status) if exit_status < 0 else ""
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
 
 
 @contextmanager

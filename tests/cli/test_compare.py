@@ -44,7 +44,19 @@ def test_table_and_verdicts(experiment: Path, given: list[str]) -> None:
     assert lines[0].split() == ["run", "status", "steps", "loss", "best", "diff", "time", "NaN", "alerts"]
     assert lines[1].split() == ["bf16", "*", "done", "1", "2.0000", "2.0000", "-", "8.0", "s", "0", "0"]
     assert lines[2].split() == ["[e5m2]", "done", "1", "2.1000", "2.1000", "+5.00", "%", "8.0", "s", "0", "0"]
-    assert "[e5m2] ends 5.0 % above bf16 (validation loss 2.100 against 2.000)." in result.stdout
+    assert "[e5m2] ends 5.00 % above bf16 (validation loss 2.100 against 2.000)." in result.stdout
+
+
+def test_a_file_gets_the_whole_table(experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody folds lines there, and somebody may look for the column that 80 of them have no room for."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    events = experiment / "bf16" / "events.jsonl"
+    rates = {"grad_cos_sim": 0.5, "overflow_rate": 0.1, "underflow_rate": 0.1, "bit_stall_rate": 0.5}
+    metrics = {"time": 2.0, "event": "metrics", "step": 1, "values": {**rates, "train/tokens_per_s": 1000.0}}
+    events.write_text(events.read_text() + json.dumps(metrics) + "\n")
+    result = CliRunner().invoke(app, ["compare", str(experiment)])
+    assert {"best", "cosine", "overflow", "underflow", "tokens/s", "time", "alerts"} <= {*result.stdout.split()}
+    assert "Left out" not in result.stdout
 
 
 def test_json_and_another_baseline(experiment: Path) -> None:

@@ -132,8 +132,8 @@ with hold(Path(sys.argv[1]), "it"):
                 process.wait()
 
         screen, text = watching(tmp_path / "e" / "r", during)
-    assert "ERROR: is gone: its process ended without a word at step 7; `altgrad run` resumes it" in text
-    assert screen.state.runs["r"].status == "lost"
+    assert "ERROR: interrupted: its process ended without a word at step 7; `altgrad run` resumes it" in text
+    assert screen.state.runs["r"].status == "interrupted"
 
 
 def test_a_run_on_another_machine_is_silent_and_never_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,9 +73,9 @@ def test_numbers_by_hand(tmp_path: Path) -> None:
     assert (second.tokens_per_s, second.speed_ratio) == (500.0, 0.5)
     assert (second.nan_steps, second.alerts, second.wall_time_s, second.recipe) == (1, 0, 90.0, "e5m2")
     assert second.verdict == (
-        "e5m2 ends 10.0 % above bf16 (validation loss 2.750 against 2.500). Its gradients point the same way as in "
-        "FP32 (mean cosine 0.990); 0.01 % overflow and 50.00 % underflow in its casts; a step leaves 75.0 % of the "
-        "weights unmoved (bit stall); 1 step had NaN or infinity."
+        "e5m2 had 1 step with NaN or infinity. e5m2 ends 10.00 % above bf16 (validation loss 2.750 against 2.500). Its "
+        "gradients, where they are finite, point the same way as in FP32 (mean cosine 0.990); 0.01 % overflow and "
+        "50.00 % underflow in its casts; a step leaves 75.00 % of the weights unmoved (bit stall)."
     )
     assert first.verdict == "bf16, the baseline, ends with a validation loss of 2.500."
     assert "Each run is a single training" in comparison.notes[0]
@@ -90,7 +90,7 @@ def test_unfinished_runs_are_compared_where_both_have_a_loss(tmp_path: Path) -> 
     assert (row.compared_step, row.difference_percent) == (2, pytest.approx(-20.0))
     assert row.verdict == (
         "slow is unfinished: it was interrupted at step 3 of 4 (Ctrl-C). At step 2, the last at which both have a "
-        "loss, slow is 20.0 % below bf16 (validation loss 2.400 against 3.000)."
+        "loss, slow is 20.00 % below bf16 (validation loss 2.400 against 3.000)."
     )
 
 
@@ -157,6 +157,49 @@ def test_a_run_stopped_by_nan(tmp_path: Path) -> None:
         "The loss of e3m4 is not a finite number at step 3 (validation loss NaN against 1.500)."
     )
     assert " NaN " in printed(compare([base, nan]), 200)
+
+
+@pytest.mark.parametrize("width", [50, 80, 100, 200])
+def test_a_run_that_went_nan_at_once_does_not_look_well(tmp_path: Path, width: int) -> None:
+    """Its only validation loss, and its only cosine, are from before the first NaN."""
+    losses = {step: 5.0 - step for step in (1, 2, 3, 4)}
+    base = run(tmp_path, "bf16", losses, val={4: 1.0}, baseline=True, extra={1: {"grad_cos_sim": 1.0}})
+    nan = run(
+        tmp_path, "e3m4", {1: 5.0, 2: "NaN"}, end="stopped", reason="2 in a row", extra={1: {"grad_cos_sim": 0.997}}
+    )
+    start = metrics(0, {"val/loss": 5.48})
+    for one in (base, nan):
+        with (one.folder / "events.jsonl").open("a") as file:
+            file.write(json.dumps(start) + "\n")
+    comparison = compare([load_run(base.folder), load_run(nan.folder)])
+    row = comparison.rows[1]
+    assert (row.final_loss, row.final_step, row.steps, row.difference_percent) == (5.48, 0, 2, None)
+    assert row.verdict == (
+        "e3m4 was stopped at step 2 of 4 after 1 step with NaN or infinity: 2 in a row. Its only validation loss of 5.480 "
+        "is from step 0, before it was trained. Its gradients, where they are finite, point the same way as in FP32 "
+        "(mean cosine 0.997)."
+    )
+    text = printed(comparison, width)
+    header, *lines = text.splitlines()
+    assert {"steps", "NaN"} <= set(header.split())
+    assert max(len(line.rstrip()) for line in lines) <= width
+    assert "2/4" in text
+    assert "0.00 %" not in text
+    if width >= 80:
+        assert "5.4800 at step 0" in lines[1]
+
+
+def test_the_step_of_a_loss_that_is_not_the_last(tmp_path: Path) -> None:
+    losses = {step: 5.0 - step for step in (1, 2, 3, 4)}
+    base = run(tmp_path, "bf16", losses, val={2: 3.0, 4: 1.0}, baseline=True)
+    part = run(tmp_path, "part", {1: 4.0, 2: 3.0, 3: 2.0}, val={2: 3.3}, end="interrupted")
+    odd = run(tmp_path, "odd", {1: 4.0, 2: 3.0, 3: 2.0}, val={2: 3.3, 3: 2.0}, end="failed")
+    _, first, second, third, *_ = printed(compare([base, part, odd]), 200).splitlines()
+    assert "at step" not in first
+    assert "3.3000 at step 2" in second
+    assert "+10.00 %  " in second, "the loss beside it says the step"
+    assert "2.0000  " in third
+    assert "+10.00 % at step 2" in third
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,9 @@ from test_frames import compare
 
 from altgrad_core.console.screen import LiveScreen, PlainScreen, make_screen
 from altgrad_core.console.state import RunState
+from altgrad_core.experiments.config import load_experiment
+from altgrad_core.experiments.folder import RunFolder, events_of
+from altgrad_core.experiments.runner import PlannedRun, worker_ended
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +28,67 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> Any:
     yield
     monkeypatch.undo()
     time.tzset()
+
+
+def planned(folder: Path, name: str = "e5m2", *events: dict[str, Any], log: str = "") -> PlannedRun:
+    """A run of an experiment file, with what its folder holds."""
+    (folder / "e.toml").write_text(f'[experiment]\nname = "e"\n[[run]]\nname = "{name}"\nrecipe = "e5m2"\n')
+    (config,) = load_experiment(folder / "e.toml").runs
+    run = RunFolder(folder / name)
+    run.path.mkdir()
+    run.events.write_text("".join(json.dumps(event) + "\n" for event in events))
+    run.log.write_text(log)
+    return PlannedRun(config=config, folder=run, action="train", reason="new")
+
+
+def ended(run: PlannedRun, exit_status: int) -> list[str]:
+    """Return what a screen says that plans, starts and ends the run, without the times in front, the box last."""
+    file = io.StringIO()
+    screen = PlainScreen(Console(file=file), now=lambda: scenes.START)
+    screen.begin([run])
+    screen.start(run)
+    assert screen.state.runs["e5m2"].status == "starting"
+    for event in events_of(run.folder.events):
+        screen.event("e5m2", event)
+    screen.end(run, *worker_ended(run.folder, exit_status))
+    screen.close()
+    return [line.removeprefix("22:13:20  ") for line in file.getvalue().splitlines()][1:]
+
+
+RUNNING = {"time": scenes.START, "event": "status", "status": "running", "pid": 1, "step": 0, "resumed": False}
+
+
+def test_killed_before_the_first_event(tmp_path: Path) -> None:
+    run = planned(tmp_path)
+    assert ended(run, -9) == ["ERROR: pending: its process was ended by SIGKILL"]
+
+
+def test_killed_before_the_first_step(tmp_path: Path) -> None:
+    """The state has one name, and a log that says nothing is not quoted."""
+    lines = ended(planned(tmp_path, "e5m2", RUNNING), -9)
+    assert lines[1] == "ERROR: interrupted: its process was ended by SIGKILL"
+    assert "interrupted" in next(line for line in lines if line.startswith("│ run"))
+    assert not any("lost" in line or "the end of" in line for line in lines)
+
+
+def test_killed_when_all_was_done(tmp_path: Path) -> None:
+    done = {"time": scenes.START, "event": "status", "status": "done", "step": 300, "reason": ""}
+    lines = ended(planned(tmp_path, "e5m2", RUNNING, done, log="a warning of a library"), -9)
+    assert "done" in lines
+    assert not any("ERROR" in line or "SIGKILL" in line for line in lines)
+
+
+@pytest.mark.parametrize(("log", "shown"), [("", []), ("Traceback\n  a line", ["Traceback", "  a line"])])
+def test_a_failure_is_told_once(tmp_path: Path, log: str, shown: list[str]) -> None:
+    reason = "OutOfMemoryError: out of memory\nAsk for less."
+    failed = {"time": scenes.START, "event": "status", "status": "failed", "reason": reason}
+    lines = ended(planned(tmp_path, "e5m2", RUNNING, failed, log=f"{log}\n{reason}\n"), 1)
+    text = "\n".join(lines)
+    assert text.count("out of memory") == 1
+    assert [line.strip() for line in lines[1:3]] == ["ERROR: failed: OutOfMemoryError: out of memory", "Ask for less."]
+    quoted = [line.removeprefix("ERROR:   ") for line in lines[4:] if line.startswith("ERROR:   ")]
+    assert quoted == shown
+    assert ("the end of" in text) == bool(shown)
 
 
 def told(events: list[dict[str, Any]], *, names: tuple[str, ...] = ("e5m2",), title: str = "e5m2-vs-bf16") -> str:
@@ -120,11 +186,39 @@ def test_differences_from_the_baseline_stand_in_the_line() -> None:
     assert "+1.85 % to baseline" in file.getvalue()
 
 
-def test_live_only_on_a_terminal_that_can_move_its_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_lines_are_broken_between_words(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    file = Terminal()
+    screen = PlainScreen(Console(file=file, width=width, height=25), now=lambda: scenes.START)
+    screen.add("e5m2")
+    path = "runs/an-experiment/a-run-with-a-long-name/checkpoints/step-000100"
+    message = f"The update is skipped. Saved in {path} for you to look at, and more.\nA second line: {'word ' * 20}end"
+    screen.tell("e5m2", "warning", message)
+    text = file.getvalue()
+    assert " ".join(text.split()) == f"22:13:20 WARNING: {' '.join(message.split())}"
+    assert path in text, "a path can be copied"
+    assert all(len(line) <= width or path in line for line in text.splitlines())
+    first, second, *_ = text.splitlines()
+    assert first.startswith("22:13:20  WARNING: The")
+    assert second.startswith(" " * 12)
+
+
+def test_the_box_in_a_file_stays_readable() -> None:
+    tell = Teller(RunState("e5m2"))
+    tell.start(300)
+    tell("status", status="stopped", step=2, reason="The loss is nan, which it was in all of the last ten steps. " * 4)
+    box = [line for line in told(tell.events).splitlines() if line[0] in "│╭╰"]
+    assert 90 < max(len(line) for line in box) <= 100
+    assert sum("The loss is nan" in line for line in box) >= 2
+
+
+def test_live_only_on_a_terminal_that_can_move_its_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert type(make_screen(Console(file=Terminal()))) is LiveScreen

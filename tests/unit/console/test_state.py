@@ -51,7 +51,7 @@ def test_time_of_a_resumed_run_is_the_sum_of_its_stretches() -> None:
 
 def test_a_run_whose_process_is_gone() -> None:
     run = training().runs["e5m2"]
-    run.stop("lost", "its process ended without a word")
+    run.stop("interrupted", "its process ended without a word")
     assert run.over
     assert not run.tasks
     assert run.elapsed_s(math.inf) == run.elapsed_s(0)
