@@ -45,7 +45,9 @@ def main() -> None:
     from altgrad_core.experiments.environment import choose_device, environment
 
     device = choose_device(arguments.device)
-    engines = {name: _engine(recipe, probes, device, arguments.small) for name, (recipe, probes) in VARIANTS.items()}
+    engines = {
+        name: make_engine(recipe, probes, device, arguments.small) for name, (recipe, probes) in VARIANTS.items()
+    }
     times: dict[str, list[float]] = {name: [] for name in engines}
     for round_number in range(arguments.rounds + 1):
         for name, engine in engines.items():
@@ -82,7 +84,7 @@ def main() -> None:
         target.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def _engine(recipe_name: str, probe_names: list[str], device, small: bool):
+def make_engine(recipe_name: str, probe_names: list[str], device, small: bool):
     import numpy as np
     import torch
     from altgrad_adamw.plugin import AdamWOptions
