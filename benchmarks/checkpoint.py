@@ -1,12 +1,17 @@
 """What saving costs a training: no checkpoints, checkpoints in the background, and waiting for each, in one run.
 
-    python benchmarks/checkpoint.py [--cycles 5] [--every 4] [--seconds 600] [--folder DIR] [--small]
+    python benchmarks/checkpoint.py [--saves 10] [--cycles 5] [--every 4] [--seconds 600] [--folder DIR] [--small]
 
-Trains the reference model of ``benchmarks/step.py`` (30 M parameters, FP32 weights and both moments of Adam: 343 MiB a
-checkpoint). The three ways take turns, a cycle of ``every`` steps each, with one checkpoint after the first step of the
-cycle; what is still being written at the end of a cycle is waited for, and that is part of its time. Printed and written
-to ``benchmarks/results/checkpoint-<device>.json``: the mean time of a step, the time that training stood still, and how
-long writing took. ``--folder`` says on which disk.
+Takes the reference model of ``benchmarks/step.py`` (30 M parameters, FP32 weights and both moments of Adam: 344 MiB a
+checkpoint) and measures
+
+* how long training stands still for a save, in the background and waited for, in turns, between no steps at all: the
+  smallest and the median of ``saves``; on a machine that is shared with others the smallest says more;
+* the mean time of a step: the three ways take turns, a cycle of ``every`` steps each, with one checkpoint after the first
+  step; what is still being written at the end of a cycle is waited for, and that is part of its time. ``--cycles 0``
+  leaves this out.
+
+Printed and written to ``benchmarks/results/checkpoint-<device>.json``. ``--folder`` says on which disk.
 """
 
 from __future__ import annotations
@@ -15,11 +20,12 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-from step import _engine, _keep_freed_memory
+from step import _keep_freed_memory, make_engine
 
 WAYS = ("none", "background", "waiting")
 
@@ -33,6 +39,7 @@ class NoSinks:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--saves", type=int, default=10, help="Saves of each way without steps.")
     parser.add_argument("--cycles", type=int, default=5, help="Timed cycles of each way.")
     parser.add_argument("--every", type=int, default=4, help="Steps of a cycle, with one checkpoint.")
     parser.add_argument(
@@ -50,66 +57,81 @@ def main() -> None:
     from altgrad_core.training.checkpoint import Checkpoints
 
     device, load = choose_device(arguments.device), os.getloadavg()
-    engine = _engine("bf16", [], device, arguments.small)
-    told: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    engine = make_engine("bf16", [], device, arguments.small)
+    saved: list[dict[str, float]] = []
+    engine.emit = lambda event: event["event"] == "checkpoint" and saved.append(event)
     times: dict[str, list[float]] = {way: [] for way in WAYS}
-    stalls: dict[str, list[float]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         engine.checkpoints, engine.sinks = Checkpoints(LocalBackend(Path(folder)), 1, print), NoSinks()
         _cycle(engine, "background", 1)  # warms up, and allocates the copy
+        still = _standing_still(engine, arguments.saves)
         started = time.perf_counter()
         for cycle in range(arguments.cycles):
             if cycle >= 2 and time.perf_counter() - started > arguments.seconds:
                 break
             for way in WAYS:
-                engine.emit = lambda event, way=way: event["event"] == "checkpoint" and told[way].append(event)
-                seconds, stalled = _cycle(engine, way, arguments.every)
-                times[way].append(seconds / arguments.every)
-                stalls[way].append(stalled)
-    medians = {way: statistics.median(values) for way, values in times.items()}
-    mib = told["background"][0]["bytes"] / 2**20
-    print(f"{mib:.0f} MiB a checkpoint, one every {arguments.every} steps")
-    print(f"{'':12}{'ms a step':>12}{'x none':>9}{'stands still, ms':>18}{'writing, ms':>13}")
-    writing = {way: statistics.median(e["seconds"] for e in events) if events else 0.0 for way, events in told.items()}
-    standing = {way: statistics.median(values) for way, values in stalls.items()}
-    for way in WAYS:
-        print(
-            f"{way:12}{1000 * medians[way]:12.1f}{medians[way] / medians['none']:9.3f}{1000 * standing[way]:18.1f}"
-            f"{1000 * writing[way]:13.1f}"
-        )
+                times[way].append(_cycle(engine, way, arguments.every) / arguments.every)
+    mib = saved[0]["bytes"] / 2**20
     result = {
-        "command": f"python benchmarks/checkpoint.py --cycles {arguments.cycles} --every {arguments.every}",
+        "command": " ".join(["python benchmarks/checkpoint.py", *sys.argv[1:]]),
         "environment": environment(device),
         "load_average": [round(value, 2) for value in load],  # of the machine before; above 0 it was not alone
-        "cycles": len(times["none"]),
         "checkpoint_mib": round(mib, 1),
-        "steps_between_checkpoints": arguments.every,
-        "median_step_ms": {way: round(1000 * seconds, 2) for way, seconds in medians.items()},
-        "ratio_to_none": {way: round(seconds / medians["none"], 4) for way, seconds in medians.items()},
-        "training_stands_still_ms": {way: round(1000 * seconds, 2) for way, seconds in standing.items()},
-        "writing_ms": {way: round(1000 * seconds, 2) for way, seconds in writing.items()},
-        "all_step_ms": {way: [round(1000 * s, 2) for s in values] for way, values in times.items()},
+        "training_stands_still_ms": {
+            way: {"smallest": _ms(min(values)), "median": _ms(statistics.median(values)), "all": list(map(_ms, values))}
+            for way, values in still.items()
+        },
     }
+    print(f"{mib:.0f} MiB a checkpoint; training stands still for a save, ms (smallest, median of {arguments.saves}):")
+    for way, facts in result["training_stands_still_ms"].items():
+        print(f"  {way:12}{facts['smallest']:10.1f}{facts['median']:10.1f}")
+    if times["none"]:
+        medians = {way: statistics.median(values) for way, values in times.items()}
+        result |= {
+            "steps_between_checkpoints": arguments.every,
+            "median_step_ms": {way: _ms(seconds) for way, seconds in medians.items()},
+            "ratio_to_none": {way: round(seconds / medians["none"], 4) for way, seconds in medians.items()},
+            "all_step_ms": {way: list(map(_ms, values)) for way, values in times.items()},
+        }
+        print(f"a step with a checkpoint every {arguments.every} steps, ms, and to one without:")
+        for way in WAYS:
+            print(f"  {way:12}{_ms(medians[way]):10.1f}{medians[way] / medians['none']:10.3f}")
     if not arguments.small:
         target = Path(__file__).parent / "results" / f"checkpoint-{device.type}.json"
         target.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def _cycle(engine, way: str, every: int) -> tuple[float, float]:
-    """Return the seconds of ``every`` steps with one checkpoint, and the seconds in which training stood still."""
+def _standing_still(engine, saves: int) -> dict[str, list[float]]:
+    """Return the seconds for which each save keeps training from going on."""
+    still: dict[str, list[float]] = {"background": [], "waiting": []}
+    for _ in range(saves):
+        for way, values in still.items():
+            engine._saved = None  # or the second save of a step would be none
+            started = time.perf_counter()
+            engine.save("step")
+            if way == "waiting":
+                engine._settle(wait=True)
+            values.append(time.perf_counter() - started)
+            engine._settle(wait=True)
+    return still
+
+
+def _cycle(engine, way: str, every: int) -> float:
+    """Return the seconds of ``every`` steps with one checkpoint, until that is durable."""
     started = time.perf_counter()
     engine.step()
-    saving = time.perf_counter()
     if way != "none":
         engine.save("step")
     if way == "waiting":
         engine._settle(wait=True)
-    stalled = time.perf_counter() - saving
     for _ in range(every - 1):
         engine.step()
-    ended = time.perf_counter()
     engine._settle(wait=True)
-    return time.perf_counter() - started, stalled + time.perf_counter() - ended
+    return time.perf_counter() - started
+
+
+def _ms(seconds: float) -> float:
+    return round(1000 * seconds, 1)
 
 
 if __name__ == "__main__":
