@@ -146,7 +146,7 @@ _TINY = 3 << 23
 def _native_table(format: TableFormat, rounding: Rounding, saturation: Saturation) -> _Table:
     """Cut the numbers between the ends of a table into buckets of 2^shift numbers that have one threshold at most.
 
-    The two around zero may have more, of values so small that float32 hardly tells them apart; so may all where there
+    Those around zero may have more, of values so small that float32 hardly tells them apart; so may all where there
     would be too many buckets. In those the kernel steps from threshold to threshold.
     """
     found = lookup(format.constants, rounding, saturation)
