@@ -94,7 +94,7 @@ kind = "csv"
 """
 # What a kill waits for, and how often it is chosen.
 MOMENTS = {"any": 4, "step": 3, "save": 4, "rotation": 3, "pointer": 3, "evaluation": 2}
-GRACE_S = 60.0
+GRACE_S = 300.0
 
 
 class Crashed(AssertionError):

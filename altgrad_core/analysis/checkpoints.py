@@ -28,6 +28,7 @@ from altgrad_core.plugins import installed
 from altgrad_core.structure import unstructure
 from altgrad_core.training.checkpoint import (
     CheckpointBackend,
+    Checkpoints,
     DamagedCheckpoint,
     Saved,
     checkpoint_steps,
@@ -35,7 +36,7 @@ from altgrad_core.training.checkpoint import (
 )
 from altgrad_core.training.events import to_json
 
-Kind = Literal["step", "best", "permanent", "anomaly", "start"]
+Kept = Literal["newest", "best", "for good"]
 
 _NAME = re.compile(r"(step|anomaly|start)-(\d+)")
 _POINTERS = ("latest", "best")
@@ -51,9 +52,11 @@ class Row:
     """Its name."""
     step: int
     """The step after which it was saved; of an anomaly, the step that went wrong."""
-    kind: Kind
-    """What keeps it: ``anomaly``, ``permanent`` and ``start`` (what a fork began with) ones stay for good, ``best`` until a
-    better one, ``step`` a while."""
+    kind: str
+    """Why it was saved, in the words of the event ``checkpoint`` and the log: ``step`` (checkpoint.every), ``best``,
+    ``final``, ``interrupt`` or ``anomaly``; ``start`` for what a fork began with."""
+    kept: Kept
+    """Until when it stays: as one of the ``newest``, as the ``best`` until there is a better one, or ``for good``."""
     latest: bool
     """Whether the pointer ``latest`` names it."""
     best: bool
@@ -113,14 +116,16 @@ def list_checkpoints(folder: str | Path, *, verify: bool = False) -> Listing:
 def export_weights(folder: str | Path, file: str | Path, checkpoint: str = "latest") -> Saved:
     """Write the model's weights of a checkpoint to ``file`` in the safetensors format and return the checkpoint.
 
-    ``checkpoint`` is a name or a pointer (``latest``, ``best``). Tied weights are written under each of their names, so
-    that ``load_state_dict`` finds all it asks for; the state of scaling policies is left out. The metadata tell the run,
-    recipe, formats, step and state hash. Raises ``AltgradError`` when the file exists, or the checkpoint does not or is
-    damaged.
+    ``checkpoint`` is a name, a number of steps or a pointer (``latest``, ``best``). Tied weights are written under each of
+    their names, so that ``load_state_dict`` finds all it asks for; the state of scaling policies is left out. The metadata
+    tell the run, recipe, formats, step and state hash. Raises ``AltgradError`` when the file exists, or the checkpoint does
+    not or is damaged.
     """
     file = Path(file)
     run = load_run(folder)
     config, backend = _backend(Path(folder))
+    if not file.parent.is_dir():
+        raise AltgradError(f"There is no folder {file.parent} to write {file.name} to. Make it, or choose another.")
     if file.exists():
         raise AltgradError(f"{file} exists and is not overwritten. Give another name, or remove it.")
     name = _existing(backend, checkpoint)
@@ -167,18 +172,17 @@ def _row(
         problem = str(error)
     step = int(match[2])
     best = pointers["best"] == name
-    kind: Kind = "best" if best else "step"
-    if match[1] == "anomaly":
-        kind = "anomaly"
-    elif match[1] == "start":
-        kind = "start"
-    elif config.checkpoint.keep_every and step % config.checkpoint.keep_every == 0:
-        kind = "permanent"
+    kinds = {Path(event["path"]).name: str(event["kind"]) for event in run.checkpoints}
+    every = config.checkpoint.keep_every
+    kept: Kept = "best" if best else "newest"
+    if match[1] != "step" or (every and step % every == 0):
+        kept = "for good"
     values = run.values.get(step, {})
     return Row(
         name=name,
         step=step,
-        kind=kind,
+        kind=kinds.get(name, match[1]) if match[1] == "step" else match[1],
+        kept=kept,
         latest=pointers["latest"] == name,
         best=best,
         saved=saved,
@@ -191,6 +195,9 @@ def _row(
 def _existing(backend: CheckpointBackend, asked: str) -> str:
     names = list(checkpoint_steps(backend))
     name = backend.pointed(asked) if asked in _POINTERS else asked
+    if asked.isdecimal():  # a fork's own first checkpoint has its parent's step
+        step = Checkpoints.name(int(asked))
+        name = next((name for name in (step, step.replace("step-", "start-")) if name in names), step)
     if name is None or (asked in _POINTERS and name not in names):
         holds = "is not set" if name is None else f"names {name}, which is not there"
         raise AltgradError(f"The pointer {asked} {holds}. Checkpoints: {', '.join(names) or 'none'}.")

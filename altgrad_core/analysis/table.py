@@ -96,7 +96,7 @@ COLUMNS = (
     Column("run", "name of the run; * is the baseline", lambda r: f"{r.name} *" if r.baseline else r.name, left=True),
     Column("status", "how the run stands", lambda r: r.status, left=True),
     Column("steps", "last step, of the planned ones when there are more", _steps),
-    Column("loss", "final validation loss", _final_loss),
+    Column("val loss", "final validation loss", _final_loss),
     Column("best", "smallest validation loss", lambda r: _loss(r, r.best_loss)),
     Column("diff", "distance of the loss from the baseline's", _difference),
     Column("cosine", "gradient against FP32's, mean over steps and layers", lambda r: number(r.grad_cos_sim, 4)),
@@ -109,7 +109,7 @@ COLUMNS = (
     Column("NaN", "steps with a loss or gradient that is not finite", lambda r: _with(r.nan_steps, "{}")),
     Column("alerts", "alerts raised", lambda r: str(r.alerts)),
 )  # fmt: skip
-# The first to go when the terminal is narrow; run, status, loss and diff stay, and so do those of `_needed_by`.
+# The first to go when the terminal is narrow; run, status, val loss and diff stay, and so do those of `_needed_by`.
 _DROPPED_FIRST = (
     "best",
     "alerts",
@@ -126,10 +126,11 @@ _DROPPED_FIRST = (
 _NAME_WIDTH = 16
 
 
-def table(comparison: Comparison, width: int | None = None) -> Table:
+def table(comparison: Comparison, width: int | None = None, *, legend: bool = True) -> Table:
     """Return the comparison as a table of at most ``width`` characters, by default the terminal's.
 
-    Columns that do not fit are left out and named below the table; long names are folded.
+    Columns that do not fit are left out and named below the table; long names are folded. Without ``legend`` the meaning
+    of the columns, and which were not measured, is not said below it.
     """
     width = Console().width if width is None else width
     columns = {column.header: [column.text(row) for row in comparison.rows] for column in COLUMNS}
@@ -143,7 +144,7 @@ def table(comparison: Comparison, width: int | None = None) -> Table:
             dropped.append(header)
     others = _needed(columns, [*dropped, "run"])
     name_width = min(_NAME_WIDTH, _longest("run", columns), max(6, width - others - 2))
-    folded = ("run",) if others + 2 + name_width <= width else ("run", "loss", "diff")
+    folded = ("run",) if others + 2 + name_width <= width else ("run", "val loss", "diff")
     made = Table(caption_justify="left", caption_style="", pad_edge=False, box=None, header_style="bold")
     for column in COLUMNS:
         if column.header not in dropped:
@@ -157,7 +158,8 @@ def table(comparison: Comparison, width: int | None = None) -> Table:
     for index, row in enumerate(comparison.rows):
         cells = [Text(cells[index]) for header, cells in columns.items() if header not in dropped]
         made.add_row(*cells, style="bold" if row.baseline else "")
-    made.caption = Text("\n".join(_legend(comparison, [h for h in dropped if h not in empty], empty)), style="dim")
+    left_out = [header for header in dropped if header not in empty]
+    made.caption = Text("\n".join(_legend(comparison, left_out, empty, meanings=legend)), style="dim")
     return made
 
 
@@ -177,16 +179,18 @@ def _longest(header: str, columns: dict[str, list[str]]) -> int:
     return max(Text(text).cell_len for text in (header, *columns[header]))
 
 
-def _legend(comparison: Comparison, dropped: list[str], empty: list[str]) -> list[str]:
-    meanings = {column.header: column.meaning for column in COLUMNS}
+def _legend(comparison: Comparison, dropped: list[str], empty: list[str], *, meanings: bool) -> list[str]:
+    texts = {column.header: column.meaning for column in COLUMNS}
     lines = []
-    if comparison.baseline is not None:
+    if comparison.baseline is not None and meanings:
         lines.append("* the baseline.")
-    if shown := [header for header in ("loss", "diff", "cosine") if header not in (*dropped, *empty)]:
-        lines.append(" ".join(f"{header}: {meanings[header]}." for header in shown))
+    if meanings and (
+        shown := [header for header in ("val loss", "diff", "cosine") if header not in (*dropped, *empty)]
+    ):
+        lines.append(" ".join(f"{header}: {texts[header]}." for header in shown))
     if dropped:
-        left_out = ", ".join(header for header in meanings if header in dropped)
+        left_out = ", ".join(header for header in texts if header in dropped)
         lines.append(f"Left out at this width: {left_out} (altgrad compare --json has all).")
-    if empty:
+    if empty and meanings:
         lines.append(f"Not measured: {', '.join(empty)}.")
     return [*lines, *comparison.notes]

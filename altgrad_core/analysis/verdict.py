@@ -18,6 +18,7 @@ _DIRECTIONS = (
     (-1.01, "its gradients have little to do with those of FP32"),
 )
 _EQUAL_PERCENT = 0.05
+_KEYS = 4  # that are named of a configuration
 
 
 def verdict(row: Row, baseline: Row | None) -> str:
@@ -111,7 +112,9 @@ def _evidence(row: Row, baseline: Row | None) -> str:
 def _caveat(row: Row, baseline: Row | None) -> str:
     if not row.differs_in or baseline is None:
         return ""
-    shown = ", ".join(row.differs_in[:4]) + (", ..." if len(row.differs_in) > 4 else "")
+    shown = ", ".join(row.differs_in[:_KEYS])
+    if len(row.differs_in) > _KEYS:
+        shown += f" and {len(row.differs_in) - _KEYS} more keys"
     return f"Not the format alone: it also differs from {baseline.name} in {shown}."
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from altgrad_core.analysis.runs import Run
     from altgrad_core.experiments.schema import Experiment
 
 
@@ -41,6 +42,12 @@ def run(
     )
 
 
+def in_file_order(results: Sequence[Run], experiment: Experiment) -> list[Run]:
+    """Return the baseline, then the runs as the experiment file names them, then those that it does not name any more."""
+    order = {run.name: index for index, run in enumerate(experiment.runs)}
+    return sorted(results, key=lambda run: (not run.baseline, order.get(run.name, len(order))))
+
+
 def train_and_report(
     experiment: Experiment,
     runs: Path,
@@ -63,6 +70,7 @@ def train_and_report(
 
     console = terminal()
     screen = make_screen(console)
+    folder = runs / experiment.name
     try:
         statuses = run_experiment(
             experiment,
@@ -74,17 +82,18 @@ def train_and_report(
             jobs=jobs,
             device=device,
         )
+        results = in_file_order(load_experiment_runs(folder), experiment)
+        screen.close(table_follows=len(results) > 1)
     except Interrupted as interrupted:
         screen.close()
         console.print("Interrupted. Give the same command again to go on from the checkpoints.")
         raise typer.Exit(interrupted.exit_status) from None
     finally:
         screen.close()
-    folder = runs / experiment.name
-    results = load_experiment_runs(folder)
     comparison = compare(results)
     width = console.width = table_width(console)
-    console.print(table(comparison, width))
+    if len(results) > 1:
+        console.print(table(comparison, width, legend=screen.trains))
     for verdict in comparison.verdicts:
         console.print(verdict, highlight=False, markup=False)
     console.print(f"Report: {write_report(folder)}", highlight=False, markup=False, soft_wrap=True)

@@ -101,7 +101,8 @@ def validation_text(run: RunState, width: int, *, step: bool = True) -> str:
     parts = [f"loss {valid.loss:.4f}", f"ppl {perplexity(valid.perplexity)}"]
     parts += [f"step {valid.step}", best] if step else [best]
     if valid.above_training is not None:
-        parts.append(f"{valid.above_training:+.4f} to training")
+        side = "below" if valid.above_training < 0 else "above"
+        parts.append(f"{abs(valid.above_training):.4f} {side} training loss")
     if valid.patience is not None:
         parts.append(f"patience {valid.patience_used}/{valid.patience}")
     text = parts[0]
@@ -175,10 +176,10 @@ def _bar(line: Line, fraction: float, end: int) -> None:
 
 def _numbers(run: RunState, width: int) -> Line:
     values = run.values
-    line = _labelled("loss")
+    line = _labelled("train")
     if "train/loss" not in values:
         return line.add("-")
-    line.add(f"{values['train/loss']:<8.4f}", STRONG)
+    line.add("loss ").add(f"{values['train/loss']:<8.4f}", STRONG)
     if width >= 50:
         line.add(f" ppl {perplexity(values['train/perplexity']):<8}")
     if width >= 64:

@@ -54,7 +54,7 @@ def _eta(state: ScreenState, run: RunState) -> tuple[str, Style]:
 
 _COLUMNS = (
     _Column("step", 17, 6, lambda state, run: (f"{run.step:,}/{run.steps:,}", PLAIN)),
-    _Column("loss", 8, 1, _number("train/loss", ".4f")),
+    _Column("train loss", 10, 1, _number("train/loss", ".4f")),
     _Column("difference", 10, 2, _difference),
     _Column("tok/s", 9, 5, _number("train/tokens_per_s", ",.0f")),
     _Column("eta", 8, 4, _eta),
@@ -68,7 +68,7 @@ _COLUMNS = (
 def runs_table(state: ScreenState, width: int, rows: int, now: float) -> list[Line]:
     """Return a heading, the runs and the total in at most ``rows`` lines, at least three."""
     runs = list(state.runs.values())
-    names = min(max(cell_len(run.name) for run in runs), max(10, width // 4))
+    names = min(max(cell_len(name) for name in ("total", *state.runs)), max(10, width // 4))
     room = width - names - 18  # status and percentage
     columns = []
     for column in sorted(_COLUMNS, key=lambda column: column.priority):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _PLAIN_EVERY_S = 30.0
 _FRAME_S = 0.25
 _COST = 0.005  # of the time, at most, is spent on drawing: large frames come less often
-_BOX = 100  # of the box there
+_BOX = 110  # of the box there
 _INDENT = 2  # of what continues a line
 _SAMPLES = 3  # in a row, before a straggler or a recovery is told
 
@@ -49,6 +49,8 @@ class PlainScreen:
         # (run, rank) -> the mark that was told, the one of the last sample, and how often in a row it came
         self._sick: dict[tuple[str, int], tuple[str, str, int]] = {}
         self._closed = False
+        self.trains = True
+        """Whether there is anything to train; ``begin`` may find that there is not."""
 
     # What ``experiments.runner`` tells.
 
@@ -64,8 +66,14 @@ class PlainScreen:
             state = self.add(config.name, planned.folder, steps=config.train.steps, baseline=config.baseline)
             if state.latest and not state.over:
                 state.stop("interrupted", "its process ended without a word")
+        self.trains = any(planned.action != "skip" for planned in plan)
+        finished = [planned for planned in plan if planned.action == "skip" and planned.reason != "failed"]
+        if len(finished) > 1:
+            *names, last = [planned.config.name for planned in finished]
+            self._line("", "info", f"{', '.join(names)} and {last} are finished already")
         for planned in plan:
-            self._line(planned.config.name, *_intention(planned))
+            if planned not in finished or len(finished) == 1:
+                self._line(planned.config.name, *_intention(planned))
 
     def start(self, run: PlannedRun) -> None:
         """Say in the frame that the run is starting: its process is alive, and imports for a while."""
@@ -131,12 +139,13 @@ class PlainScreen:
     def idle(self) -> None:
         """Nothing to refresh."""
 
-    def close(self) -> None:
-        """Say how everything ended; may be called again."""
+    def close(self, *, table_follows: bool = False) -> None:
+        """Say how everything ended, without what a table says that follows; may be called again."""
         if not self._closed:
             self._closed = True
             width = self.console.width - 1 if self.console.is_terminal else _BOX
-            self._finish(summary(self.state, self.folders, width, self.now()))
+            lines = summary(self.state, self.folders, width, self.now(), table_follows=table_follows)
+            self._finish([] if table_follows and not self.trains else lines)
 
     def _finish(self, lines: list[Line]) -> None:
         for line in lines:
@@ -176,7 +185,7 @@ class PlainScreen:
         if state.step == 1 or state.step // tenth > last_step // tenth or now - last_time > _PLAIN_EVERY_S:
             self._printed[run] = (state.step, now)
             values, width = state.values, len(str(state.steps))
-            text = f"step {state.step:{width}}/{state.steps}  loss {values['train/loss']:7.4f}  "
+            text = f"step {state.step:{width}}/{state.steps}  train loss {values['train/loss']:7.4f}  "
             text += f"ppl {perplexity(values['train/perplexity']):>8}  lr {values['train/lr']:.2e}  "
             text += f"{values['train/tokens_per_s']:>8,.0f} tok/s"
             against = self.state.against_baseline(state)

@@ -14,31 +14,45 @@ _STATUS = {"done": GOOD, "failed": BAD, "pending": BAD, "stopped": WARN, "interr
 _LABEL = 13
 
 
-def summary(state: ScreenState, folders: Mapping[str, RunFolder], width: int, now: float) -> list[Line]:
-    """Return the boxes of all runs that were heard of: in full for a single one, a row each for several."""
+def summary(
+    state: ScreenState, folders: Mapping[str, RunFolder], width: int, now: float, *, table_follows: bool = False
+) -> list[Line]:
+    """Return the box of all runs that were heard of: in full for a single one, a row each for several.
+
+    With ``table_follows`` the rows leave out what that table says: states, steps, times and validation losses.
+    """
     runs = [run for run in state.runs.values() if run.latest]
     if not runs:
         return []
     title = f"{'SIMULATED, nothing was trained' if state.simulated else 'summary'}: {state.title}"
     if len(runs) == 1:
-        rows = _in_full(runs[0], folders.get(runs[0].name), width, now)
-        # A path that does not fit is not cut: somebody may want to copy it.
-        below = [row for row in rows[-1:] if row.width > width - 4]
-        return [*box(title, rows[:-1] if below else rows, width), *below]
-    names = max(len(run.name) for run in runs)
-    rows = []
-    for run in runs:
-        row = Line().field(run.name, names).add("  ").field(run.status, 11, _STATUS.get(run.status, PLAIN))
+        rows = _in_full(runs[0], width, now)
+        models = [_row("model").add(_model(runs[0], folders.get(runs[0].name)))]
+    else:
+        names = max(len(run.name) for run in runs)
+        rows = [_in_brief(run, names, now, table_follows=table_follows) for run in runs]
+        models = [Line().field(run.name, names).add(f"  {_model(run, folders.get(run.name))}") for run in runs]
+    # A path that does not fit is not cut: somebody may want to copy it.
+    if any(model.width > width - 4 for model in models):
+        return [*box(title, rows, width), *models]
+    return box(title, [*rows, *models], width)
+
+
+def _in_brief(run: RunState, names: int, now: float, *, table_follows: bool) -> Line:
+    row = Line().field(run.name, names)
+    if not table_follows:
+        row.add("  ").field(run.status, 11, _STATUS.get(run.status, PLAIN))
         row.add(f"  {run.step:,} steps  {clock(run.elapsed_s(now))}")
-        if "train/loss" in run.values:
-            row.add(f"  loss {run.values['train/loss']:.4f}")
-        if run.validation is not None:
-            row.add(f"  validation {run.validation.loss:.4f}")
-        rows.append(row.add(f"  {_model(run, folders.get(run.name))}"))
-    return box(title, rows, width)
+    if "train/loss" in run.values:
+        row.add(f"  train loss {run.values['train/loss']:.4f}")
+    if run.validation is not None and not table_follows:
+        row.add(f"  val loss {run.validation.loss:.4f}")
+    if run.peak_mib and table_follows:
+        row.add(f"  peak memory {gib(run.peak_mib)} GiB")
+    return row
 
 
-def _in_full(run: RunState, folder: RunFolder | None, width: int, now: float) -> list[Line]:
+def _in_full(run: RunState, width: int, now: float) -> list[Line]:
     # Why a run failed was told when it did, in a text that may be long.
     reason = f": {run.reason}" if run.reason and run.status != "failed" else ""
     rows = [
@@ -52,7 +66,7 @@ def _in_full(run: RunState, folder: RunFolder | None, width: int, now: float) ->
         text = f"loss {run.values['train/loss']:.4f}  perplexity {perplexity(run.values['train/perplexity'])}"
         rows.append(_row("training").add(text))
     if run.validation is not None:
-        rows.append(_row("validation").add(validation_text(run, 200)))
+        rows.append(_row("validation").add(validation_text(run, width - 4 - _LABEL)))
     if run.gpus:
         utilization = "N/A" if run.mean_utilization is None else f"{run.mean_utilization:.0f} %"
         rows.append(_row("GPUs").add(f"{len(run.gpus)}, mean utilization {utilization}"))
@@ -61,7 +75,7 @@ def _in_full(run: RunState, folder: RunFolder | None, width: int, now: float) ->
         rows.append(_row("peak memory").add(f"{gib(run.peak_mib)} GiB {what}"))
     if run.alerts:
         rows.append(_row("alerts").add(str(run.alerts), WARN))
-    return [*rows, _row("model").add(_model(run, folder))]
+    return rows
 
 
 def _wrapped(line: Line, text: str, width: int) -> list[Line]:

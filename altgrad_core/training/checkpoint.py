@@ -70,7 +70,7 @@ class CheckpointBackend(Protocol):
         """Return what was saved, on the CPU; raises ``DamagedCheckpoint`` when it is not exactly that."""
 
     def describe(self, name: str) -> Saved:
-        """Return what was written, without reading all of it; raises ``DamagedCheckpoint`` when even that is gone."""
+        """Return what was written, without reading all of it; raises ``DamagedCheckpoint`` for damage seen that way."""
 
     def verify(self, name: str) -> Saved:
         """Read all of it; raises ``DamagedCheckpoint``, which says what is wrong, when it is not what was written."""

@@ -79,8 +79,8 @@ class LocalBackend:
             ) from error
 
     def describe(self, name: str) -> Saved:
-        """Return what the manifest says."""
-        return self._saved(name, manifests.read(self.folder / name))
+        """Return what the manifest says, after checking that the files it lists are there, in the sizes it says."""
+        return self._saved(name, manifests.verify(self.folder / name, contents=False))
 
     def verify(self, name: str) -> Saved:
         """Check a checkpoint against its manifest; raises ``DamagedCheckpoint``."""

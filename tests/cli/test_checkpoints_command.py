@@ -43,6 +43,9 @@ def run(tmp_path: Path) -> Path:
     store = Checkpoints(LocalBackend(folder / "checkpoints"), 2, print, keep_every=4)
     events = [{"time": 1.0, "event": "status", "status": "running"}]
     for step in range(1, 11):
+        if kind := {6: "best", 8: "step", 10: "final"}.get(step):
+            facts = {"kind": kind, "path": f"checkpoints/step-{step:06d}"}
+            events.append({"time": 1.0 + step, "event": "checkpoint", "step": step, **facts})
         values = {"train/loss": 5 - step / 10} | ({"val/loss": 4.5} if step == 6 else {})
         events.append({"time": 1.0 + step, "event": "metrics", "step": step, "values": values})
         weight = torch.full((2, 2), float(step))
@@ -70,6 +73,7 @@ def test_table(run: Path) -> None:
     assert header.split() == [
         "checkpoint",
         "kind",
+        "kept",
         "saved",
         "size",
         "loss",
@@ -77,17 +81,18 @@ def test_table(run: Path) -> None:
         "loss",
         "state",
         "pointers",
-        "manifest",
+        "files",
     ]
     cells = [line.split() for line in lines if "-0000" in line]
-    assert [(c[0], c[1]) for c in cells] == [
-        ("anomaly-000003", "anomaly"), ("step-000004", "permanent"), ("step-000006", "best"), ("step-000008", "permanent"),
-        ("step-000010", "step"),
+    assert [" ".join(c[:3]) for c in cells] == [
+        "anomaly-000003 anomaly for", "step-000004 step for", "step-000006 best best", "step-000008 step for",
+        "step-000010 final newest",
     ]  # fmt: skip
-    assert cells[2][6:8] == ["4.4000", "4.5000"]
-    assert cells[2][-2:] == ["best", "ok"]
-    assert cells[4][-2:] == ["latest", "ok"]
-    assert cells[4][-3] == LocalBackend(run / "checkpoints").describe("step-000010").state_hash[:12]
+    assert cells[2][7:9] == ["4.4000", "4.5000"]
+    assert cells[2][-3:] == ["best", "sizes", "ok"]
+    assert cells[4][-3:] == ["latest", "sizes", "ok"]
+    assert lines[-1] == "Manifests and sizes were checked; --verify reads every byte."
+    assert cells[4][-4] == LocalBackend(run / "checkpoints").describe("step-000010").state_hash[:12]
 
 
 def test_verify(run: Path) -> None:
@@ -96,13 +101,29 @@ def test_verify(run: Path) -> None:
     assert "All 5 checkpoints are whole." in result.stdout
     path = run / "checkpoints" / "step-000006" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    assert invoke(run).exit_code == 0, "without --verify only the manifests are read"
+    assert invoke(run).exit_code == 0, "without --verify only manifests and sizes are looked at"
     result = invoke(run, "--verify")
     assert result.exit_code == 1
     assert "step-000006 is damaged: model.safetensors has another sha256" in result.stdout
     assert [line.split()[-1] for line in result.stdout.splitlines() if line.startswith(("step", "anom"))] == [
         "yes", "yes", "damaged", "yes", "yes",
     ]  # fmt: skip
+
+
+def test_sizes_are_checked_always(run: Path) -> None:
+    path = run / "checkpoints" / "step-000006" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    (run / "checkpoints" / "step-000008" / "state.json").unlink()
+    result = invoke(run)
+    assert result.exit_code == 1
+    assert "step-000006 is damaged: model.safetensors has" in result.stdout
+    assert "step-000008 is damaged: state.json is missing" in result.stdout
+
+
+def test_checkpoint_alone_is_refused(run: Path) -> None:
+    result = invoke(run, "--checkpoint", "best")
+    assert isinstance(result.exception, AltgradError)
+    assert "needs --weights FILE" in str(result.exception)
 
 
 def test_a_lost_pointer_and_a_lost_manifest(run: Path) -> None:
@@ -127,7 +148,8 @@ def test_json(run: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "name", "step"), [([], "step-000010", 10), (["--checkpoint", "best"], "step-000006", 6),
-                                  (["--checkpoint", "anomaly-000003"], "anomaly-000003", 3)],
+                                  (["--checkpoint", "anomaly-000003"], "anomaly-000003", 3),
+                                  (["--checkpoint", "6"], "step-000006", 6)],
 )  # fmt: skip
 def test_weights(run: Path, tmp_path: Path, options: list[str], name: str, step: int) -> None:
     file = tmp_path / "weights.safetensors"
@@ -156,6 +178,7 @@ def test_weights(run: Path, tmp_path: Path, options: list[str], name: str, step:
     ("arguments", "text"),
     [
         (["--checkpoint", "step-000005"], "Known: anomaly-000003, best, latest, step-000004"),
+        (["--checkpoint", "5"], "Unknown checkpoint 'step-000005'"),
         (["--checkpoint", "../x"], "Unknown checkpoint '../x'"),
         (["--checkpoint", "best"], "The pointer best is not set. Checkpoints: anomaly-000003, step-000004"),
     ],
@@ -171,7 +194,7 @@ def test_weights_of_what_is_not_there(run: Path, tmp_path: Path, arguments: list
 def test_weights_of_a_damaged_one_and_to_nowhere(run: Path, tmp_path: Path) -> None:
     result = invoke(run, "--weights", tmp_path / "no" / "w")
     assert isinstance(result.exception, AltgradError)
-    assert "Could not write" in str(result.exception)
+    assert f"There is no folder {tmp_path / 'no'}" in str(result.exception)
     (run / "checkpoints" / "step-000010" / "state.json").write_text("{}")
     result = invoke(run, "--weights", tmp_path / "w")
     assert isinstance(result.exception, AltgradError)

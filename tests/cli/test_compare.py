@@ -41,7 +41,7 @@ def test_table_and_verdicts(experiment: Path, given: list[str]) -> None:
     result = CliRunner().invoke(app, ["compare", *(str(experiment / name) for name in given)], env={"COLUMNS": "120"})
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
-    assert lines[0].split() == ["run", "status", "steps", "loss", "best", "diff", "time", "NaN", "alerts"]
+    assert lines[0].split() == ["run", "status", "steps", "val", "loss", "best", "diff", "time", "NaN", "alerts"]
     assert lines[1].split() == ["bf16", "*", "done", "1", "2.0000", "2.0000", "-", "8.0", "s", "0", "0"]
     assert lines[2].split() == ["[e5m2]", "done", "1", "2.1000", "2.1000", "+5.00", "%", "8.0", "s", "0", "0"]
     assert "[e5m2] ends 5.00 % above bf16 (validation loss 2.100 against 2.000)." in result.stdout

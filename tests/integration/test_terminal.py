@@ -111,7 +111,7 @@ def test_one_frame_whatever_scrolls_and_however_wide(terminal: Callable[..., Tmu
         assert screen.count("\nnode07") == 1
     everything = tmux.screen(history=True)
     assert frames(everything) == 1
-    assert len(re.findall(r"^loss ", everything, re.MULTILINE)) == 1
+    assert len(re.findall(r"^train ", everything, re.MULTILINE)) == 1
     assert not tmux.cursor_is_shown()
 
 
