@@ -204,6 +204,7 @@ def _kill_once(run: RunFolder, moment: str, dice: random.Random, seconds: float)
         while worker.poll() is None and not waits(time.perf_counter() - began):
             if time.perf_counter() > deadline:
                 raise Crashed(f"{run.path} hangs")
+            time.sleep(0.0003)
         time.sleep(dice.uniform(0, 0.004))
         worker.kill()
     status = worker.wait()
