@@ -85,8 +85,9 @@ def formats(
     if noise:
         if not found:
             found = _small()
-        answer.update(_noise(console, found, _signals(sqnr, tensor, samples, seed), scaling, modes, quiet=json_))
-        answer.update({"samples": samples, "seed": seed} if sqnr else {})
+        signals = _signals(sqnr, tensor, samples, seed)
+        answer.update(_noise(console, found, signals, scaling, modes, quiet=json_))
+        answer.update({"samples": signals[0].values.numel(), "seed": seed} if sqnr else {})
     if shows_numbers:
         answer.update(_points(console, found, at, scale, modes, quiet=json_))
     if plot is not None:

@@ -101,7 +101,7 @@ def nvfp4_scales(
     With ``power_of_two`` the tensor scale is the smallest power of two that leaves no block scale above the largest.
     The products of the two lie between 2^-126 and 2^126. Raises ``AltgradError`` for a scale format that alone spans more.
     """
-    _check_two_levels(scale_format)
+    check_two_levels(scale_format)
     known = usable(tensor_amax)
     ratio = torch.where(known, tensor_amax, 1.0).double() / (scale_format.scale_target * element.scale_target)
     if power_of_two:
@@ -147,7 +147,8 @@ def check_mx(format: BlockFormat) -> None:
         )
 
 
-def _check_two_levels(scales: Format) -> None:
+def check_two_levels(scales: Format) -> None:
+    """Raise ``AltgradError`` for a format of block scales that leaves nothing to a scale of the tensor beside them."""
     if scales.max_finite / scales.min_positive > MAX_SCALE / MIN_SCALE:
         raise AltgradError(
             f"'{scales.name}' spans the range of scales by itself: a scale of the tensor beside block scales in it adds "

@@ -28,8 +28,8 @@ def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
 
 def block_counts(shape: Sequence[int], block: Block) -> tuple[int, int]:
     """Return how many blocks lie below and beside each other; raises ``AltgradError`` for a block that is none."""
-    if len(block) != 2 or min(block) < 1:
-        raise AltgradError(f"A block is (rows, columns), both at least 1, got {tuple(block)}.")
+    if not isinstance(block, tuple | list) or len(block) != 2 or not all(isinstance(n, int) and n > 0 for n in block):
+        raise AltgradError(f"A block is (rows, columns), both at least 1, got {block!r:.60}.")
     rows, columns = matrix_shape(shape)
     return -(-rows // block[0]), -(-columns // block[1])
 
@@ -46,21 +46,22 @@ def check_block(scale: object, shape: Sequence[int], block: Block, what: str) ->
     return scale.detach().to(torch.float32)
 
 
-def check_scale(scale: float | Tensor, x: Tensor, block: Block | None) -> float | Tensor:
+def check_scale(scale: float | Tensor, x: Tensor, block: Block | None, what: str = "scale") -> float | Tensor:
     """Return the one scale of ``x`` as it came, or with ``block`` the scales of its blocks in float32.
 
-    Raises ``AltgradError`` unless it is a number or a 0-d tensor, or one number for each block on the device of ``x``.
+    ``what`` is what errors call it. Raises ``AltgradError`` unless it is a number or a 0-d tensor, or one number for each
+    block on the device of ``x``.
     """
     if block is not None:
-        scales = check_block(scale, x.shape, block, "scale")
+        scales = check_block(scale, x.shape, block, what)
         if scales.device != x.device:
             raise AltgradError(
-                f"The scales of blocks lie on the device of the tensor, {x.device}; got {scales.device}."
+                f"The {what}s of blocks lie on the device of the tensor, {x.device}; got {scales.device}."
             )
         return scales
     if isinstance(scale, Tensor) and scale.dim():
         raise AltgradError(
-            f"scale is a number or a 0-d tensor unless block=(rows, columns) says what shares one; got a tensor of "
+            f"{what} is a number or a 0-d tensor unless block=(rows, columns) says what shares one; got a tensor of "
             f"shape {list(scale.shape)}."
         )
     return scale

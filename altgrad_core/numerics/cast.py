@@ -26,7 +26,7 @@ from torch import Tensor
 
 from altgrad_core.errors import AltgradError, unknown
 from altgrad_core.numerics import native_cast
-from altgrad_core.numerics.blockwise import Block, check_block, check_scale, expand
+from altgrad_core.numerics.blockwise import Block, check_scale, expand
 from altgrad_core.numerics.formats import BlockFormat, FloatFormat, Format, TableFormat
 from altgrad_core.numerics.kernel import grid_of, round_nearest_even
 from altgrad_core.numerics.modes import ROUNDINGS, SATURATIONS, Rounding, Saturation
@@ -56,7 +56,7 @@ def quantize(
     """Return scale * (the value of ``format`` that x / scale rounds to), in the shape and dtype of ``x``.
 
     Args:
-        x: floating-point tensor of any shape and stride; not changed.
+        x: floating-point tensor of 16 bits or more, of any shape and stride; not changed.
         format: a format, or its name. A block format (``mxfp8_e4m3``) finds its own scales along the last dimension;
             ``scale`` and ``block`` then stay as they are by default.
         scale: decode scale, positive: a number or a 0-d tensor, or with ``block`` one for each block, float32 [nr, nc].
@@ -73,17 +73,23 @@ def quantize(
 
     NaN stays NaN, also for a format without NaN. -0 and negative values that round to zero are -0 where the format has
     it. A value that the dtype of ``x`` cannot hold is rounded to it (65504, the largest of fp16, is 65536 in bfloat16);
-    ``cast`` has a ``dtype`` of its own. Raises ``AltgradError`` for an unknown format or mode, or a useless scale.
+    ``cast`` has a ``dtype`` of its own. Raises ``AltgradError`` for an unknown format or mode, a useless scale, and a
+    tensor that is no dense floating-point tensor, or of 8 bits, where few results would be held.
     """
     fmt = get_format(format)
     if isinstance(fmt, BlockFormat):
         from altgrad_core.numerics.blocks import block_scale
 
         refuse_scales(fmt, scale, block)
-        _work_dtype(x)
+        work_dtype(x)
         scale, block = block_scale(x, fmt)
         fmt = fmt.element
-    work = _work_dtype(x)
+    work = work_dtype(x)
+    if x.dtype.itemsize == 1:
+        raise AltgradError(
+            f"quantize() returns the dtype of the tensor, and {x.dtype} would round the result once more; pass x.float(), "
+            "or take cast(), which has a dtype of its own."
+        )
     scale = traceable(scale, x.device)
     values, _ = cast(
         x,
@@ -146,11 +152,11 @@ def cast(
         )
     _check_modes(rounding, saturation, draw, random_bits)
     dtype = _result_dtype(fmt, dtype)
-    work = _work_dtype(x)
+    work = work_dtype(x)
     x = x.detach()
     scale = check_scale(scale, x, block)
-    if block is not None and isinstance(multiplier, Tensor) and multiplier.dim():
-        multiplier = check_block(multiplier, x.shape, block, "multiplier")
+    if block is None or (isinstance(multiplier, Tensor) and multiplier.dim()):
+        multiplier = check_scale(multiplier, x, block, "multiplier")
     if work is torch.float32 and dtype is not torch.float64:
         if native_cast.takes(x) and native_cast.casts(fmt, rounding):
             if block is None:
@@ -240,8 +246,8 @@ def _check_modes(rounding: Rounding, saturation: Saturation, draw: Draw | None, 
         raise AltgradError(
             f"draw is a Draw, which names the random bits, got {draw!r:.60}; pass draw=Draw(seed=..., step=..., name=...)."
         )
-    if not 1 <= random_bits <= MAX_RANDOM_BITS:
-        raise AltgradError(f"random_bits is from 1 to {MAX_RANDOM_BITS}, got {random_bits}.")
+    if not isinstance(random_bits, int) or not 1 <= random_bits <= MAX_RANDOM_BITS:
+        raise AltgradError(f"random_bits is an integer from 1 to {MAX_RANDOM_BITS}, got {random_bits!r:.60}.")
 
 
 def _scalars(scale: float | Tensor, multiplier: float | Tensor) -> tuple[float, float, float]:
@@ -285,7 +291,10 @@ def inverse_scale(scale: float | Tensor) -> float | Tensor:
     if isinstance(scale, Tensor):
         return (1.0 / scale.detach().to(torch.float32).double()).float()
     # The scale itself is a float32 number: what multiplies the result back is what divided x.
-    rounded = _float32(scale)
+    try:
+        rounded = _float32(scale)
+    except (TypeError, OverflowError):  # no number, or an integer beyond float64
+        rounded = math.nan
     if not (0.0 < rounded < math.inf) or not (0.0 < (inverse := _float32(1.0 / rounded)) < math.inf):
         raise AltgradError(
             f"scale is a positive number that, like its inverse, float32 can hold (about 3e-39 to 3e38), got {scale!r}."
@@ -298,11 +307,14 @@ def _float32(value: float) -> float:
     return ctypes.c_float(value).value
 
 
-def _work_dtype(x: Tensor) -> torch.dtype:
+def work_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype that ``x`` is cast in; raises ``AltgradError`` unless it is a dense floating-point tensor."""
     if not isinstance(x, Tensor):
         raise AltgradError(f"A cast takes a tensor, got {type(x).__name__}; make one with torch.tensor(...).")
     if not x.is_floating_point():
         raise AltgradError(f"A cast takes a floating-point tensor, got {x.dtype}; convert it with .float() first.")
+    if x.layout is not torch.strided:
+        raise AltgradError(f"A cast takes a dense tensor, got a tensor of layout {x.layout}; .to_dense() makes one.")
     return torch.float64 if x.dtype is torch.float64 else torch.float32
 
 
@@ -327,11 +339,11 @@ def _cast_in_chunks(
     """CPU only: the arithmetic of the plain way, chunk by chunk in reused buffers."""
     inverse, scale, multiplier = factors
     grid = grid_of(format)
-    result = torch.empty(x.shape, dtype=dtype)
+    result = torch.empty(x.shape, dtype=dtype, device="cpu")
     flat, flat_result = x.reshape(-1), result.view(-1)
     total = flat.numel()
     size = min(total, CHUNK * torch.get_num_threads())
-    scaled, rounded, scratch = (torch.empty(size, dtype=torch.float32) for _ in range(3))
+    scaled, rounded, scratch = (torch.empty(size, dtype=torch.float32, device="cpu") for _ in range(3))
     vectors = []
     for start in range(0, total, max(size, 1)):
         part = flat[start : start + size]
@@ -359,5 +371,5 @@ def _cast_in_chunks(
     if not statistics:
         return result, None
     if not vectors:
-        return result, torch.zeros(len(FIELDS), dtype=torch.float64)
-    return result, combine(torch.tensor(vectors, dtype=torch.float64))
+        return result, torch.zeros(len(FIELDS), dtype=torch.float64, device="cpu")
+    return result, combine(torch.tensor(vectors, dtype=torch.float64, device="cpu"))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from altgrad_core.errors import AltgradError
 from altgrad_core.numerics.blockwise import Block, check_scale, expand
-from altgrad_core.numerics.cast import inverse_scale, quantize, scale_tensor, traceable
+from altgrad_core.numerics.cast import cast, inverse_scale, scale_tensor, traceable, work_dtype
 from altgrad_core.numerics.encodings import (
     NAN_ORDINAL,
     codes_of,
@@ -58,6 +58,7 @@ def encode(
     ``AltgradError``.
     """
     fmt = _with_codes(format)
+    work = work_dtype(x)
     if nan_code is None:
         nan_code = fmt.nan_code
         if nan_code is None:
@@ -66,15 +67,27 @@ def encode(
                     f"'{fmt.name}' has no code for NaN and the tensor holds NaN; say which code it gets: nan_code=..."
                 )
             nan_code = 0
-    elif not 0 <= nan_code < 2**fmt.bits:
-        raise AltgradError(f"nan_code for '{fmt.name}' is 0 to {2**fmt.bits - 1}, got {nan_code}.")
-    # Dividing in float32 first gives the values that quantize() gives; float64 then holds the values of all formats.
-    wide = x.detach() if x.dtype is torch.float64 else x.detach().float()
-    y = wide * _inverse_and_scale(scale, x, block)[0]
-    if not fmt.fits_float32:
-        y = y.double()
-    q = quantize(y, fmt, rounding=rounding, saturation=saturation, draw=draw, random_bits=random_bits)
-    return torch.where(torch.isnan(q), nan_code, codes_of(q, fmt))
+    elif not isinstance(nan_code, int) or not 0 <= nan_code < 2**fmt.bits:
+        raise AltgradError(f"nan_code for '{fmt.name}' is 0 to {2**fmt.bits - 1}, got {nan_code!r:.60}.")
+    if work is torch.float32 and not fmt.fits_float32:
+        # The values take float64, but x is divided as quantize() divides it, in float32, where a finite quotient is kept.
+        y = x.detach().float() * _inverse_and_scale(scale, x, block)[0]
+        largest = torch.finfo(torch.float32).max
+        x, scale, block = torch.where(torch.isinf(x), y, y.clamp(-largest, largest)).double(), 1.0, None
+        work = torch.float64
+    q, _ = cast(
+        x,
+        fmt,
+        scale=scale,
+        block=block,
+        rounding=rounding,
+        saturation=saturation,
+        draw=draw,
+        random_bits=random_bits,
+        dtype=work,
+    )
+    codes: Tensor = torch.where(torch.isnan(q), nan_code, codes_of(q, fmt))
+    return codes
 
 
 def decode(codes: Tensor, format: str | Format, *, scale: float | Tensor = 1.0, block: Block | None = None) -> Tensor:
@@ -84,7 +97,7 @@ def decode(codes: Tensor, format: str | Format, *, scale: float | Tensor = 1.0, 
     (``fits_float32``).
     """
     fmt = _with_codes(format)
-    value = values_of(codes.to(torch.int64) & (2**fmt.bits - 1), fmt)
+    value = values_of(_own_bits(codes, fmt), fmt)
     return value.to(_holder(fmt)) * _inverse_and_scale(scale, codes, block)[1]
 
 
@@ -95,7 +108,7 @@ def ordinal(codes: Tensor, format: str | Format) -> Tensor:
     zero the smallest positive value has place 0.
     """
     fmt = _with_codes(format)
-    codes = codes.to(torch.int64) & (2**fmt.bits - 1)
+    codes = _own_bits(codes, fmt)
     if isinstance(fmt, TableFormat):
         return table_places(codes, fmt)
     grid = grid_of(fmt)
@@ -115,6 +128,7 @@ def neighbours(x: Tensor, format: str | Format) -> tuple[Tensor, Tensor]:
     float64 for a format that float32 does not hold.
     """
     fmt = _with_codes(format)
+    work_dtype(x)
     wide = x.detach().double()
     number = torch.where(torch.isnan(wide), 1.0, wide)
     code = encode(number, fmt, nan_code=0)  # there is none
@@ -136,6 +150,7 @@ def ulp(x: Tensor, format: str | Format, *, scale: float | Tensor = 1.0, block: 
     float32, or float64 for a format that float32 does not hold.
     """
     fmt = _with_codes(format)
+    work_dtype(x)
     inverse, factor = _inverse_and_scale(scale, x, block)
     y = x.detach().double() * inverse
     if isinstance(fmt, TableFormat):
@@ -157,7 +172,7 @@ def all_values(format: str | Format) -> Tensor:
     fmt = _with_codes(format)
     if fmt.bits > _LISTED_BITS:
         raise AltgradError(f"'{fmt.name}' has 2^{fmt.bits} codes; values are listed for up to {_LISTED_BITS} bits.")
-    values = values_of(torch.arange(2**fmt.bits), fmt)
+    values = values_of(torch.arange(2**fmt.bits, device="cpu"), fmt)
     listed: Tensor = torch.unique(values[~torch.isnan(values)] + 0.0)
     return listed
 
@@ -170,6 +185,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     read.
     """
     _check_width(bits)
+    _check_integers(codes)
     if bits == 8:
         return codes.detach().reshape(-1).to(torch.uint8)
     if bits == 4:  # the usual case, without the wide words
@@ -188,6 +204,10 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     """Return the first ``count`` codes (int64 [count]) that ``pack`` packed; raises ``AltgradError`` for fewer bytes."""
     _check_width(bits)
+    if packed.dtype is not torch.uint8 or count < 0:
+        raise AltgradError(
+            f"Packed codes are bytes, torch.uint8, of which 0 codes or more are wanted; got {packed.dtype} and count {count}."
+        )
     need = (count * bits + 7) // 8
     if packed.numel() < need:
         raise AltgradError(f"{count} codes of {bits} bits take {need} bytes, got {packed.numel()}.")
@@ -208,6 +228,18 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
 def _check_width(bits: int) -> None:
     if not 1 <= bits <= 8:
         raise AltgradError(f"Codes are packed at 1 to 8 bits, got {bits}; wider ones fit integer dtypes.")
+
+
+def _own_bits(codes: Tensor, format: Format) -> Tensor:
+    """Return the bits of codes that the format has, int64."""
+    _check_integers(codes)
+    own: Tensor = codes.to(torch.int64) & (2**format.bits - 1)
+    return own
+
+
+def _check_integers(codes: Tensor) -> None:
+    if codes.is_floating_point() or codes.is_complex() or codes.dtype is torch.bool:
+        raise AltgradError(f"Codes are integers, got a tensor of {codes.dtype}; encode() makes codes of values.")
 
 
 def _with_codes(format: str | Format) -> FloatFormat | TableFormat:

@@ -43,9 +43,10 @@ def from_gfloat(info: Any) -> Format:
         raise AltgradError(
             f"A format is a name, a Format or a gfloat FormatInfo, got {type(info).__name__}: {info!r:.60}."
         )
-    specials = _specials(info)
     mantissa_bits = info.precision - 1
     exponent_bits = info.k - mantissa_bits - int(info.is_signed)
+    _check(info, exponent_bits)
+    specials = _specials(info)
     if specials is not None:
         return FloatFormat(
             name=info.name,
@@ -56,13 +57,35 @@ def from_gfloat(info: Any) -> Format:
             signed=info.is_signed,
             source=_SOURCE,
         )
-    if info.k > _TABLE_BITS or (info.is_twos_complement and exponent_bits):
+    if info.k > _TABLE_BITS:
         raise AltgradError(
             f"The gfloat format '{info.name}' is no FloatFormat (its codes for Inf, NaN and zero are of another kind), "
-            f"and a TableFormat is possible for up to {_TABLE_BITS} bits and, with two's complement, no exponent bits; "
-            f"it has {info.k} and {exponent_bits}."
+            f"and a TableFormat is possible for up to {_TABLE_BITS} bits; it has {info.k}."
         )
     return _table(info, exponent_bits, mantissa_bits)
+
+
+def _check(info: Any, exponent_bits: int) -> None:
+    """Raise ``AltgradError`` for a description that contradicts itself, and for what none of our formats is."""
+    reason = ""
+    if info.precision < 1 or exponent_bits < 0:
+        reason = f"a precision of {info.precision}, which is from 1 to what {info.k} bits leave beside the sign"
+    elif info.is_twos_complement:
+        integer = info.is_signed and info.domain.name == "Finite" and not info.num_high_nans and info.has_subnormals
+        if exponent_bits or not integer:
+            reason = (
+                "two's complement, with more than signed integers times a unit: exponent bits, or codes for Inf or NaN"
+            )
+    elif _last(info, exponent_bits) < 1:
+        reason = "codes for Inf and NaN that leave no value but zero"
+    if reason:
+        raise AltgradError(f"The gfloat format '{info.name}' has {reason}.")
+
+
+def _last(info: Any, exponent_bits: int) -> int:
+    """Return the magnitude code of the largest finite value."""
+    infinities = 1 if info.domain.name == "Extended" else 0
+    return int(2 ** (exponent_bits + info.precision - 1) - 1 - info.num_high_nans - infinities)
 
 
 def _specials(info: Any) -> Specials | None:
@@ -97,9 +120,8 @@ def _table(info: Any, exponent_bits: int, mantissa_bits: int) -> TableFormat:
         exponent = field if normal else 1
         return math.ldexp(mantissa + normal * 2**mantissa_bits, exponent - info.bias - mantissa_bits)
 
-    magnitudes = 2 ** (exponent_bits + mantissa_bits)
     infinities = 1 if info.domain.name == "Extended" else 0
-    last = magnitudes - 1 - info.num_high_nans - infinities
+    last = _last(info, exponent_bits)
     half = [magnitude(code) for code in range(last + 1)] + [math.inf] * infinities + [math.nan] * info.num_high_nans
     negative = [-value for value in half] if info.is_signed else []
     if negative and half[0] == 0 and not info.has_nz:

@@ -215,7 +215,7 @@ def _thresholds(constants: str, rounding: str, dtype: torch.dtype, device: torch
     else:
         lowest = _first(table.beyond[0], numbers[0], not even[0], even[0], rounding)
         highest = _first(numbers[-1], table.beyond[1], even[-1], not even[-1], rounding)
-    exact = torch.tensor([-_LARGEST, lowest, *inner, highest, math.inf], dtype=torch.float64)
+    exact = torch.tensor([-_LARGEST, lowest, *inner, highest, math.inf], dtype=torch.float64, device="cpu")
     held = exact.to(dtype)
     held = torch.where(held.double() < exact, torch.nextafter(held, torch.full_like(held, math.inf)), held)
     return held.to(device)
@@ -244,7 +244,7 @@ def _buckets(constants: str, rounding: str, device: torch.device) -> Buckets:
     Measured eight times as fast as a search, with ``index_select``, which is four times as fast as indexing.
     """
     thresholds = _thresholds(constants, rounding, torch.float32, torch.device("cpu"))
-    key = torch.arange(2**16)
+    key = torch.arange(2**16, device="cpu")
     ends = torch.stack([key << 16, (key << 16) | 0xFFFF]).to(torch.int32).view(torch.float32)
     # A negative number that ends in ones is the least; of those that begin as an infinity only that is a number.
     low, high = torch.where(key < 2**15, ends, ends.flip(0))
@@ -252,7 +252,7 @@ def _buckets(constants: str, rounding: str, device: torch.device) -> Buckets:
     first = torch.searchsorted(thresholds, low.contiguous(), right=True)
     last = torch.searchsorted(thresholds, high.contiguous(), right=True)
     jump = torch.where(torch.isnan(low), 0, last - first)
-    held = torch.cat([thresholds, torch.tensor([math.nan])])
+    held = torch.cat([thresholds, torch.tensor([math.nan], device="cpu")])
     threshold = held[torch.where(jump > 0, first, -1)]
     several = (jump > 1) & (held[torch.where(jump > 0, last - 1, -1)] != threshold)
     jump = torch.where(several, -1, jump)
@@ -307,7 +307,7 @@ def _results(constants: str, rounding: str, saturation: str, dtype: torch.dtype,
         # A finite value must not become Inf, which the table may not have: the last one that float32 holds stands in.
         held = [number for number in numbers if abs(number) < _FLOAT32_OVERFLOW] or numbers
         results = [min(max(value, held[0]), held[-1]) if math.isfinite(value) else value for value in results]
-    return torch.tensor(results, dtype=torch.float64).to(dtype).to(device)
+    return torch.tensor(results, dtype=torch.float64, device="cpu").to(dtype).to(device)
 
 
 @functools.lru_cache(maxsize=256)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from altgrad_core.errors import AltgradError
 from altgrad_core.numerics.amax import block_amax, tensor_amax
-from altgrad_core.numerics.blocks import E4M3, check_mx, mx_scale, nvfp4_scales
+from altgrad_core.numerics.blocks import E4M3, check_mx, check_two_levels, mx_scale, nvfp4_scales
 from altgrad_core.numerics.blockwise import Block, matrix_shape
 from altgrad_core.numerics.formats import BlockFormat, FloatFormat, Format
 from altgrad_core.numerics.modes import MXMode
@@ -92,6 +92,7 @@ class NVFP4Scaling(ScalingPolicy):
         super().__init__()
         self.element, self.size = _element_and_size(format, size, 16)
         self.scale_format: Format = format.scale_format if isinstance(format, BlockFormat) else E4M3
+        check_two_levels(self.scale_format)
         self.power_of_two_tensor = power_of_two
 
     @property

@@ -55,11 +55,14 @@ def parse_magnitudes(text: str) -> list[float]:
     found = []
     for part in text.split(","):
         try:
-            found.append(float(part))
+            value = float(part)
         except ValueError:
             raise AltgradError(
                 f"--at takes numbers separated by commas, such as 1e-3,0.1,448; '{part.strip()}' is not a number."
             ) from None
+        if math.isinf(value) and "inf" not in part.lower():
+            raise AltgradError(f"--at takes numbers of float64, up to 1.8e308; {part.strip()} is beyond them.")
+        found.append(value)
     return found
 
 

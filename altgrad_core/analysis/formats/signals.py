@@ -86,6 +86,8 @@ def distributions(samples: int = SAMPLES, seed: int = 0) -> list[Signal]:
 
     if samples < COLUMNS:
         raise AltgradError(f"--samples is {COLUMNS} or more, got {samples}.")
+    if not -(2**63) <= seed < 2**64:
+        raise AltgradError(f"--seed is an integer of 64 bits, got {seed}.")
     found = []
     for name, (meaning, draw) in DISTRIBUTIONS.items():
         values = draw(samples // COLUMNS * COLUMNS, torch.Generator().manual_seed(seed))

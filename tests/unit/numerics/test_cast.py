@@ -202,8 +202,8 @@ def test_a_scale_is_inverted_once_in_float64() -> None:
         assert torch.equal(quantize(x, "e4m3fn", scale=scale), quantize(x, "e4m3fn", scale=held))
 
 
-@pytest.mark.parametrize("scale", [0.0, -1.0, NAN, INF, 1e-46, 1e39, 1e-39])
-def test_useless_scales_are_refused(scale: float) -> None:
+@pytest.mark.parametrize("scale", [0.0, -1.0, NAN, INF, 1e-46, 1e39, 1e-39, 10**400, "2", None, 1j])
+def test_useless_scales_are_refused(scale: object) -> None:
     with pytest.raises(AltgradError, match="scale is a positive number"):
         quantize(torch.ones(2), "e5m2", scale=scale)
 
@@ -227,12 +227,22 @@ def test_what_a_cast_refuses() -> None:
         quantize(x, "e5m2", rounding="stochastic")
     with pytest.raises(AltgradError, match=r"draw is a Draw, which names the random bits, got 1; pass draw=Draw\("):
         quantize(x, "e5m2", rounding="stochastic", draw=1)
-    with pytest.raises(AltgradError, match=r"random_bits is from 1 to 32, got 33"):
-        quantize(x, "e5m2", rounding="stochastic", draw=Draw(seed=0), random_bits=33)
+    for wrong in (33, 0, 3.0):
+        with pytest.raises(AltgradError, match=rf"random_bits is an integer from 1 to 32, got {wrong}"):
+            quantize(x, "e5m2", rounding="stochastic", draw=Draw(seed=0), random_bits=wrong)
     with pytest.raises(AltgradError, match=r"blocks of 1 x 2 a tensor of shape \[2\] needs a scale of shape \[1, 1\]"):
         quantize(x, "e5m2", scale=0.5, block=(1, 2))
-    with pytest.raises(AltgradError, match=r"A block is \(rows, columns\), both at least 1, got \(0, 2\)"):
-        quantize(x, "e5m2", scale=torch.ones(1, 1), block=(0, 2))
+    for block in ((0, 2), (1, 2, 3), (1, 2.0), 2):
+        with pytest.raises(AltgradError, match=re.escape(f"A block is (rows, columns), both at least 1, got {block}")):
+            quantize(x, "e5m2", scale=torch.ones(1, 1), block=block)
+    for many in (torch.ones(2), torch.ones(1, 1)):
+        with pytest.raises(AltgradError, match=r"multiplier is a number or a 0-d tensor unless block="):
+            cast(x, "e5m2", multiplier=many)
+    with pytest.raises(AltgradError, match=r"A cast takes a dense tensor, got a tensor of layout torch.sparse_coo"):
+        quantize(torch.eye(2).to_sparse(), "e5m2")
+    with pytest.raises(AltgradError, match=r"torch.float8_e5m2 would round the result once more; pass x.float\(\)"):
+        quantize(x.to(torch.float8_e5m2), "e4m3fn")
+    assert cast(x.to(torch.float8_e5m2), "e4m3fn")[0].tolist() == [1.0, 1.0]
     with pytest.raises(AltgradError, match=r"Unknown saturation 'infinite'. Did you mean 'finite'\?"):
         quantize(x, "e5m2", saturation="infinite")
     with pytest.raises(

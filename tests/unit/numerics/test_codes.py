@@ -76,6 +76,19 @@ def test_codes_of_any_integer_dtype() -> None:
     assert decode(torch.tensor([-1], dtype=torch.int8).view(torch.uint8), "e0m7").tolist() == [-127 / 128]
 
 
+def test_codes_are_integers_and_values_are_not() -> None:
+    with pytest.raises(AltgradError, match=r"Codes are integers, got a tensor of torch.float32; encode\(\) makes"):
+        decode(torch.tensor([1.0]), "e4m3fn")
+    for call in (lambda t: ordinal(t, "e4m3fn"), lambda t: pack(t, 4)):
+        with pytest.raises(AltgradError, match=r"Codes are integers, got a tensor of torch\.bool"):
+            call(torch.tensor([True]))
+    with pytest.raises(AltgradError, match=r"floating-point tensor, got torch\.int64"):
+        encode(torch.tensor([1]), "e4m3fn")
+    for wrong, count in ((torch.tensor([-1], dtype=torch.int8), 1), (torch.tensor([1], dtype=torch.uint8), -1)):
+        with pytest.raises(AltgradError, match=r"Packed codes are bytes, torch.uint8, .* got torch.u?int8 and count"):
+            unpack(wrong, 3, count)
+
+
 def test_ordinals_run_through_the_values_in_order() -> None:
     for name in ("e5m2", "e4m3fn", "e4m3fnuz", "e2m1fn", "e0m7"):
         f = get_format(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import gfloat
@@ -67,8 +68,48 @@ def test_wide_ones() -> None:
     assert binary32.constants == get_format("fp32").constants  # type: ignore[attr-defined]
     with pytest.raises(AltgradError, match="'binary64' has 11 exponent and 52 mantissa bits"):
         get_format(gfloat.formats.format_info_binary64)
-    with pytest.raises(AltgradError, match=r"'wide' is no FloatFormat.* up to 16 bits .* it has 20 and 5"):
+    with pytest.raises(AltgradError, match=r"'wide' is no FloatFormat.* up to 16 bits; it has 20"):
         get_format(info("wide", k=20, precision=15, num_high_nans=2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"precision": 0}, "has a precision of 0, which is from 1 to what 6 bits leave"),
+        ({"precision": 7}, "has a precision of 7"),
+        (
+            {"precision": 6, "is_twos_complement": True, "num_high_nans": 1},
+            "two's complement, with more than signed integers",
+        ),
+        ({"precision": 6, "is_twos_complement": True, "domain": gfloat.Domain.Extended}, "two's complement, with more"),
+        ({"precision": 7, "is_twos_complement": True, "is_signed": False}, "has a precision of 7|two's complement"),
+        ({"precision": 6, "is_twos_complement": True, "has_subnormals": False}, "two's complement, with more"),
+        ({"precision": 4, "is_twos_complement": True}, "two's complement, with more than signed integers"),
+        ({"k": 3, "precision": 1, "num_high_nans": 3}, "codes for Inf and NaN that leave no value but zero"),
+    ],
+)
+def test_descriptions_that_contradict_themselves(changes: dict[str, object], reason: str) -> None:
+    with pytest.raises(AltgradError, match=reason):
+        get_format(info("odd", **changes))
+
+
+def test_every_small_description_has_its_values_or_is_refused() -> None:
+    """All fields of up to 5 bits: the values that gfloat decodes, under the same codes, or an error; never others."""
+    kept = 0
+    for k, precision, bias, nans in itertools.product(range(1, 6), range(7), (0, 3), range(4)):
+        for signed, nz, subnormals, twos in itertools.product((True, False), repeat=4):
+            for domain in gfloat.Domain:
+                changes = {"k": k, "precision": precision, "bias": bias, "num_high_nans": nans, "domain": domain}
+                changes |= {"is_signed": signed, "has_nz": nz, "has_subnormals": subnormals, "is_twos_complement": twos}
+                described = info("any", **changes)
+                try:
+                    f = get_format(described)
+                except AltgradError:
+                    continue
+                theirs = [float(gfloat.decode_float(described, code).fval) for code in range(2**k)]
+                assert list(map(repr, f.values())) == list(map(repr, theirs)), changes
+                kept += 1
+    assert kept > 1000
 
 
 @pytest.mark.parametrize("described", gfloat.formats.all_block_formats, ids=lambda described: described.name)

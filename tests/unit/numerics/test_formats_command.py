@@ -240,6 +240,11 @@ def test_json(printed) -> None:
         (["e4m3fn", "--at", "1", "--seed", "3"], "--seed changes nothing here; it goes with --sqnr."),
         (["e4m3fn", "--sqnr", "--scaling", "amax"], "Unknown scaling 'amax'. Known: best, current, none"),
         (["e4m3fn", "--sqnr", "--samples", "10"], "--samples is 1024 or more, got 10"),
+        (
+            ["e4m3fn", "--sqnr", "--seed", "18446744073709551616"],
+            "--seed is an integer of 64 bits, got 18446744073709551616",
+        ),
+        (["e4m3fn", "--at", "1e400"], "--at takes numbers of float64, up to 1.8e308; 1e400 is beyond them"),
         (["e4m3fn", "--plot", "x.pdf"], "--plot writes .png, .svg, .html files, got x.pdf"),
         (["e4m3fn", "--plot", "nowhere/x.svg"], "there is no folder nowhere"),
     ],
@@ -248,6 +253,10 @@ def test_mistakes(arguments: list[str], message: str, printed) -> None:
     with pytest.raises(AltgradError) as caught:
         printed(*arguments)
     assert message in str(caught.value)
+
+
+def test_json_says_how_many_numbers_were_drawn(printed) -> None:
+    assert json.loads(printed("e4m3fn", "--sqnr", "--samples", "1500", "--json"))["samples"] == 1024
 
 
 def test_noise_is_reproducible_and_says_how_it_came_about(printed) -> None:

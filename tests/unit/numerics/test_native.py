@@ -24,6 +24,7 @@ from altgrad_core.numerics import FloatFormat, TableFormat, get_format, native
 from altgrad_core.numerics.amax import block_amax, tensor_amax
 from altgrad_core.numerics.blockwise import block_counts
 from altgrad_core.numerics.cast import cast
+from altgrad_core.numerics.codes import all_values, decode, encode
 from altgrad_core.numerics.modes import ROUNDINGS, SATURATIONS
 from altgrad_core.numerics.statistics import FIELDS
 from altgrad_core.numerics.stochastic import Draw
@@ -521,8 +522,19 @@ def test_negated_views_traces_and_default_devices(monkeypatch: pytest.MonkeyPatc
     assert torch.equal(cast(torch._neg_view(x), "e5m2", dtype=torch.float32)[0], -values)
     traced = make_fx(lambda t: cast(t, "e5m2", dtype=torch.float32)[0])(x)
     assert torch.equal(traced(-x), -values)
-    with torch.device("meta"):
-        assert torch.equal(cast(x, "e5m2", dtype=torch.float32)[0], values)
+    # A table that no other test has, whose constants are therefore made here.
+    table = TableFormat(name="new", table=(-1.0, 2.5, -3.5, 7.25), beyond=(-9.0, 9.0))
+    for kernel in ("auto", "torch"):
+        choose(monkeypatch, kernel)
+        with torch.device("meta"):
+            assert torch.equal(cast(x, "e5m2", dtype=torch.float32)[0], values)
+            for fmt in ("e5m2", table):
+                q, vector = cast(x, fmt, statistics=True)
+                assert q.float().tolist() == values.tolist()
+                assert vector.device.type == "cpu"
+                assert torch.equal(decode(encode(x, fmt), fmt), values)
+            assert all_values(table).tolist() == [-3.5, -1.0, 2.5, 7.25]
+        assert cast(x, table)[0].float().tolist() == values.tolist()
 
 
 def test_sums_refuse_tensors_of_two_shapes() -> None:
