@@ -73,6 +73,24 @@ switches it off, `true` on. What a table leaves out is as in the default.
 """
 
 
+SINKS = """A receiver of the metrics of all runs; as many tables as you like, each with its `kind`. Sinks stand in the file alone: there is no
+`--set` for them, and since they decide nothing of what is trained, they may be added and removed at any time; a finished run is not sent again.
+Your own: [plugins.md](plugins.md#write-a-sink).
+
+```toml
+[[sink]]
+kind = "csv"
+```
+
+`csv` writes `metrics.csv` in each run's folder, in the order of the events, one row a value; a resumed run has no step twice:
+
+| column | meaning |
+| --- | --- |
+| `step` | Optimizer step, from 1; 0 for the evaluation before the first. |
+| `metric` | Name of the metric, with the layer and operand behind it: `train/loss`, `overflow_rate/blocks.0.mlp.up.input` ([metrics.md](metrics.md)). |
+| `value` | A number; `NaN`, `Infinity` or `-Infinity` where it is none. |
+"""
+
 _OPTIONAL = {(RunConfig, "train"), (RunConfig, "checkpoint"), (Recipe, "name")}
 _OPTIONAL |= {(NanRule, "patience"), (NanRule, "action"), (RateRule, "threshold")}  # each alert has its own
 
@@ -172,7 +190,7 @@ def page() -> str:
         f"## `model`\n\n{plugin_tables('model')}",
         f"## `data`\n\n{plugin_tables('dataset')}",
         f"## `probes`\n\n{plugin_tables('probe')}",
-        f"## `[[sink]]`\n\n{plugin_tables('sink')}",
+        f"## `[[sink]]`\n\n{SINKS}\n{plugin_tables('sink')}",
         f"## `launcher`\n\n{plugin_tables('launcher')}",
     ]
     return "\n\n".join(sections) + "\n"

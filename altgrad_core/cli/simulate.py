@@ -28,6 +28,7 @@ def simulate(
 
     The same events, screen and sinks as a real run, marked as simulated everywhere. Nothing is trained or measured.
     """
+    import math
     import time
 
     from altgrad_core.console.screen import make_screen
@@ -56,5 +57,7 @@ def simulate(
     name = run.folder.path.name
     screen.add(name, steps=simulation.steps)
     screen.say(f"Simulates into {run.folder.path}; `altgrad watch {run.folder.path}` shows it elsewhere.")
+    fast = "as fast as possible" if math.isinf(factor) else f"{factor:g} times as fast as the cluster would be"
+    screen.say(f"Plays {fast}: all times here are the cluster's, the clock in front, too.")
     with restored(screen.close):
         run.play(factor, lambda event: screen.event(name, event), screen.idle)

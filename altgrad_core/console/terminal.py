@@ -111,7 +111,7 @@ def restored(close: Callable[[], None]) -> Iterator[None]:
 
     def end(number: int, frame: object) -> None:
         received.append(number)
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(signal.Signals(number).name)
 
     received: list[int] = []
     numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]

@@ -37,10 +37,17 @@ from altgrad_core.training.events import Event
 from altgrad_core.training.recorder import FlightRecorder
 
 
-def train_run(folder: RunFolder, device_name: str, log: EventLog, stop_requested: Callable[[int], bool]) -> Outcome:
+def train_run(
+    folder: RunFolder,
+    device_name: str,
+    log: EventLog,
+    stop_requested: Callable[[int], bool],
+    why_stopped: Callable[[], str],
+) -> Outcome:
     """Train the run in ``folder`` to its end and return how it ended.
 
-    ``stop_requested`` is asked between steps, with the number of steps done; a true answer ends the run as interrupted.
+    ``stop_requested`` is asked between steps, with the number of steps done; a true answer ends the run as interrupted,
+    for the reason that ``why_stopped`` then gives.
     """
     config = load_run(folder.config)
     device = prepare_device(device_name)
@@ -101,8 +108,8 @@ def train_run(folder: RunFolder, device_name: str, log: EventLog, stop_requested
         log.log(" ".join([f"Begins where {config.fork.run} stood after step {config.fork.step}.", *notes]))
     with sampler:
         outcome = engine.run()
-    reason = {"done": "", "stopped": engine.alerts.stop_reason, "interrupted": "signal"}[outcome]
-    log.emit({"event": "status", "status": outcome, "step": engine.step_number, "reason": reason})
+    reasons = {"done": "", "stopped": engine.alerts.stop_reason, "interrupted": why_stopped()}
+    log.emit({"event": "status", "status": outcome, "step": engine.step_number, "reason": reasons[outcome]})
     return outcome
 
 

@@ -146,7 +146,11 @@ class _Report:
 
 
 def _unknown(key: str | int, known: Sequence[str]) -> str:
-    """Return the sentence for an unknown key, which may be one of ``[train]`` in the wrong place."""
+    """Return the sentence for an unknown key, which may be one of ``[train]``, or a sink, in the wrong place."""
+    if key in ("sink", "sinks"):
+        return (
+            "sinks are no part of a run and cannot be set here; add a table [[sink]] to the file, for all of its runs."
+        )
     if "train" in known and key in attrs.fields_dict(TrainConfig):
         return f"Unknown key '{key}'. It belongs under train: train.{key}."
     return unknown("key", str(key), known)

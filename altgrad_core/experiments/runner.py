@@ -25,7 +25,7 @@ from altgrad_core.experiments.launch import Launcher, Worker
 from altgrad_core.experiments.plan import open_data
 from altgrad_core.experiments.runfile import decisive_changes, run_table
 from altgrad_core.experiments.schema import Experiment, RunConfig, Status
-from altgrad_core.experiments.worker import stopping_signals
+from altgrad_core.experiments.worker import signal_name, stopping_signals
 from altgrad_core.files import write_whole
 from altgrad_core.plugins import installed
 from altgrad_core.training.data import Workspace
@@ -265,14 +265,7 @@ def worker_ended(folder: RunFolder, exit_status: int) -> tuple[Status, str, str]
     status = folder.status()
     if status in FINISHED or not exit_status:
         return status, "", ""
-    return status, folder.log_end().strip(), _signal_name(-exit_status) if exit_status < 0 else ""
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal
-        return f"signal {number}"
+    return status, folder.log_end().strip(), signal_name(-exit_status) if exit_status < 0 else ""
 
 
 @contextmanager

@@ -31,6 +31,14 @@ def stopping_signals() -> list[signal.Signals]:
     return [signal.SIGINT, signal.SIGTERM, *hangup]
 
 
+def signal_name(number: int) -> str:
+    """Return ``SIGTERM`` for 15, ``signal 40`` for one without a name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 class Received:
     """The signals that asked for an end; the death of the process that started the worker counts as SIGHUP."""
 
@@ -76,7 +84,10 @@ def execute(folder: RunFolder, device_name: str, parent: int | None = None, stop
             def stop_requested(steps: int) -> bool:
                 return received.first is not None or (stop_at is not None and steps >= stop_at)
 
-            outcome = train_run(folder, device_name, log, stop_requested)
+            def why_stopped() -> str:
+                return f"after step {stop_at}, as asked" if received.first is None else signal_name(received.first)
+
+            outcome = train_run(folder, device_name, log, stop_requested, why_stopped)
             return 128 + (received.first or 0) if outcome == "interrupted" else 0
         except Exception as error:
             known = isinstance(error, AltgradError) or type(error).__name__ == "OutOfMemoryError"

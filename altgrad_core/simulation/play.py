@@ -42,7 +42,7 @@ class SimulatedRun:
     def play(self, factor: float, show: Callable[[Event], None], idle: Callable[[], None]) -> None:
         """Tell every event to the folder, the sinks and ``show``; ``idle`` is called several times a second.
 
-        A ``KeyboardInterrupt`` ends the run as interrupted and goes on to the caller.
+        A ``KeyboardInterrupt``, whose text may name a signal, ends the run as interrupted and goes on to the caller.
         """
         with hold(self.folder.lock, f"The run {self.folder.path}"):
             log = _MarkedLog(self.folder.events)
@@ -62,8 +62,9 @@ class SimulatedRun:
             for _, event in paced(story, factor, idle):
                 log.emit(event)
                 log.show(show)
-        except KeyboardInterrupt:
-            log.emit({"time": event["time"], "event": "status", "status": "interrupted", "reason": "signal"})
+        except KeyboardInterrupt as interrupt:
+            reason = str(interrupt) or "SIGINT"
+            log.emit({"time": event["time"], "event": "status", "status": "interrupted", "reason": reason})
             raise
 
 

@@ -135,7 +135,7 @@ def test_ctrl_c_leaves_a_sane_terminal(terminal: Callable[..., Tmux]) -> None:
     tmux.until(lambda screen: step(screen) > 0)
     tmux.interrupt()
     screen = tmux.until(lambda screen: screen.rstrip().endswith("$"))
-    assert "interrupted: signal" in screen
+    assert "interrupted: SIGINT" in screen
     assert "SIMULATED, nothing was trained" in screen
     assert frames(screen) == 0  # the box stands where the frame was
     assert tmux.cursor_is_shown()
@@ -218,7 +218,7 @@ def test_every_signal_gives_the_cursor_back(tmp_path: Path, number: int) -> None
     assert status == 128 + number
     assert said.count(b"\x1b[?25l") == said.count(b"\x1b[?25h") == 1
     assert said.rindex(b"\x1b[?25h") > said.rindex(b"\x1b[?25l")
-    assert b"interrupted: signal" in said
+    assert b"interrupted: SIG" in said
     assert said.count(b"\x1b[?2026h") == said.count(b"\x1b[?2026l") > 0
 
 

@@ -163,6 +163,11 @@ kind = "nope"
     ]  # fmt: skip
 
 
+def test_a_sink_is_no_setting(errors: Errors) -> None:
+    (line,) = errors(RUN, 'sink=[{ kind = "csv" }]')
+    assert line.endswith("cannot be set here; add a table [[sink]] to the file, for all of its runs.")
+
+
 def test_a_field_that_is_wrong_does_not_hide_the_rule_of_another(errors: Errors) -> None:
     lines = errors("[defaults.model]\nwidth = 0\nblock_size = 'x'" + RUN)
     assert lines == [

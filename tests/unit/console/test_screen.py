@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import scenes
 from rich.console import Console
@@ -17,7 +18,7 @@ from test_frames import compare
 from altgrad_core.console.screen import LiveScreen, PlainScreen, make_screen
 from altgrad_core.console.state import RunState
 from altgrad_core.experiments.config import load_experiment
-from altgrad_core.experiments.folder import RunFolder, events_of
+from altgrad_core.experiments.folder import RunFolder
 from altgrad_core.experiments.runner import PlannedRun, worker_ended
 
 
@@ -48,8 +49,8 @@ def ended(run: PlannedRun, exit_status: int) -> list[str]:
     screen.begin([run])
     screen.start(run)
     assert screen.state.runs["e5m2"].status == "starting"
-    for event in events_of(run.folder.events):
-        screen.event("e5m2", event)
+    for line in run.folder.events.read_text().splitlines():
+        screen.event("e5m2", json.loads(line))
     screen.end(run, *worker_ended(run.folder, exit_status))
     screen.close()
     return [line.removeprefix("22:13:20  ") for line in file.getvalue().splitlines()][1:]
@@ -153,6 +154,25 @@ def test_a_matrix_introduces_itself_once() -> None:
     assert file.getvalue().count("tokenizer") == 1
     screen.close()
     assert "bf16  running" in file.getvalue()
+
+
+def test_finished_runs_are_named_in_one_line(tmp_path: Path) -> None:
+    plan = []
+    for name in ("bf16", "e5m2", "mxfp4"):
+        plan.append(attrs.evolve(planned(tmp_path, name), action="skip", reason="done"))
+    file = io.StringIO()
+    screen = PlainScreen(Console(file=file), now=lambda: scenes.START)
+    screen.begin(plan)
+    screen.close(table_follows=True)
+    assert file.getvalue() == "22:13:20  bf16, e5m2 and mxfp4 are finished already\n"
+
+
+def test_a_failed_run_that_is_resumed(tmp_path: Path) -> None:
+    run = attrs.evolve(planned(tmp_path), action="resume", reason="failed")
+    assert ended(run, 0)[0] == "ERROR: pending: its process ended without a word"
+    file = io.StringIO()
+    PlainScreen(Console(file=file), now=lambda: scenes.START).begin([run])
+    assert file.getvalue() == "22:13:20  failed earlier and is resumed\n"
 
 
 def test_what_a_table_says_stands_nowhere_else() -> None:
