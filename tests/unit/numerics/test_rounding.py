@@ -92,7 +92,7 @@ def test_what_stochastic_rounding_needs() -> None:
     with pytest.raises(AltgradError, match=r"draw=Draw\(seed=\.\.\., step=\.\.\., name=\.\.\.\)"):
         quantize(torch.ones(2), "e5m2", rounding="stochastic")
     for count in (0, 33):
-        with pytest.raises(AltgradError, match=f"random_bits is from 1 to 32, got {count}"):
+        with pytest.raises(AltgradError, match=f"random_bits is an integer from 1 to 32, got {count}"):
             quantize(torch.ones(2), "e5m2", rounding="stochastic", draw=Draw(seed=0), random_bits=count)
     with pytest.raises(AltgradError, match="does not lie in a tensor of 4 columns"):
         quantize(torch.ones(2, 3), "e5m2", rounding="stochastic", draw=Draw(seed=0, start=(0, 2), columns=4))
