@@ -1,8 +1,8 @@
 """Strict structuring: parsed TOML -> attrs classes, with every error at once and the key path of each.
 
 Nothing is coerced: ``"12"``, ``12.7`` and ``true`` are not integers (cattrs by itself would make 12, 12 and 1 of them).
-The one widening is an integer where a number is expected. A number is finite: TOML's ``inf`` and ``nan`` are refused. cattrs finds the hook of a type; the hooks here are strict,
-and collect problems instead of stopping at the first.
+The one widening is an integer where a number is expected. A number is finite: TOML's ``inf`` and ``nan`` are refused.
+cattrs finds the hook of a type; the hooks here are strict, and collect problems instead of stopping at the first.
 """
 
 from __future__ import annotations
