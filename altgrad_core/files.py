@@ -17,6 +17,15 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "altgrad"
 
 
+def sync_folder(folder: Path) -> None:
+    """Wait until a folder's entries, the names of its files, are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write ``content`` (texts as UTF-8) so that other processes, and a crash, see all of it or what was there before.
 

@@ -1,17 +1,19 @@
-"""Kills real trainings with SIGKILL at random moments and checks that nothing is lost and every bit comes out right.
+"""Ends real trainings by SIGKILL and SIGTERM at random moments and checks that nothing is lost and every bit comes out right.
 
     python benchmarks/crashes.py [--kills 120] [--seed 0] [--jobs 2] [--output benchmarks/results/crashes-cpu.json]
 
-Four small runs (bf16; e5m2 with delayed scaling; stochastic rounding of everything that a recipe casts; e4m3fn with dropout
-and accumulation) are trained once without interruption. Then each is trained again and again by worker processes that
-are killed: at any time, start-up included; as soon as a checkpoint is being written, an old one removed, a pointer moved,
-or an evaluation has begun. After every kill
+Five small runs (bf16; e5m2 with delayed scaling; stochastic rounding of everything that a recipe casts; e4m3fn with dropout
+and accumulation; one whose loss spikes are recorded) are trained once without interruption. Then each is trained again and
+again by worker processes that are killed: at any time, start-up included; as soon as a checkpoint or an anomaly is being
+written, an old one removed, a pointer moved, or an evaluation, that before the first step included, has begun. One in five
+gets SIGTERM, which must end it as interrupted after a checkpoint of its last step. After every end
 
 * the run counts as interrupted, every checkpoint with a final name is whole, and the newest one is not older than before;
 * a reader of ``events.jsonl`` finds whole lines and no step missing up to the last one.
 
 When a run has come to its end, its final checkpoint has the state hash of the uninterrupted one, every metric (but those
-that measure the machine) is the same at every step, and the rows of the CSV sink are the same: none lost, none doubled.
+that measure the machine) is the same at every step, the anomalies are the same, and so are the rows of the CSV sink: none
+lost, none doubled.
 Then it starts over, until so many kills are done.
 """
 
@@ -19,9 +21,11 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import hashlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,6 +40,7 @@ from machine import machine
 import altgrad_core as altgrad
 from altgrad_core.experiments.assembly import open_checkpoints
 from altgrad_core.experiments.config import dump_run, load_experiment
+from altgrad_core.experiments.eventfile import whole_lines
 from altgrad_core.experiments.folder import RunFolder
 from altgrad_core.experiments.schema import RunConfig
 from altgrad_core.experiments.verify_resume import TIMES
@@ -88,12 +93,22 @@ name = "dropout"
 recipe = "e4m3fn"
 model = { dropout = 0.1 }
 train = { accumulate = 2 }
+[[run]]
+name = "anomalies"
+recipe = { base = "e3m4", scaling = { kind = "delayed", history = 2 } }
+train = { learning_rate = 0.1 }
+alerts = { loss_spike = { threshold = 0.5, window = 6, min_losses = 3 } }
 
 [[sink]]
 kind = "csv"
 """
 # What a kill waits for, and how often it is chosen.
-MOMENTS = {"any": 4, "step": 3, "save": 4, "rotation": 3, "pointer": 3, "evaluation": 2}
+MOMENTS = {"any": 4, "step": 3, "save": 4, "rotation": 3, "pointer": 3, "evaluation": 2, "anomaly": 4}
+FIRST_EVALUATION = 0.25
+"""How often a run that begins is ended in the evaluation before its first step."""
+SIGTERMS = 0.2
+"""How often the signal is SIGTERM."""
+FOLDERS = {"save": ".saving-step", "rotation": ".deleted-", "pointer": ".saving-latest", "anomaly": ".saving-anomaly"}
 GRACE_S = 300.0
 
 
@@ -123,7 +138,7 @@ def main() -> None:
 
 
 def campaign(folder: Path, *, kills: int, seed: int, jobs: int, only: str = "") -> dict[str, Any]:
-    """Kill ``kills`` trainings in ``folder`` and return what was counted; raises ``Crashed`` when anything is wrong.
+    """End ``kills`` trainings in ``folder`` and return what was counted; raises ``Crashed`` when anything is wrong.
 
     ``only`` names the one run to torture.
     """
@@ -153,6 +168,9 @@ def campaign(folder: Path, *, kills: int, seed: int, jobs: int, only: str = "") 
 def _torture(config: RunConfig, folder: Path, kills: int, dice: random.Random) -> Counter[str]:
     straight = RunFolder(folder / "straight" / config.name)
     seconds = _train(config, straight)
+    moments = {name: weight for name, weight in MOMENTS.items() if name != "anomaly" or _anomalies(config, straight)}
+    if config.name == "anomalies" and "anomaly" not in moments:
+        raise Crashed(f"{straight.path} recorded nothing")
     done: Counter[str] = Counter()
     number = 0
     while sum(done.values()) - done["completed"] < kills:
@@ -162,12 +180,15 @@ def _torture(config: RunConfig, folder: Path, kills: int, dice: random.Random) -
         newest = -1
         while True:
             enough = sum(done.values()) - done["completed"] >= kills
-            moment = "" if enough else dice.choices(list(MOMENTS), list(MOMENTS.values()))[0]
-            killed_in = _kill_once(run, moment, dice, seconds)
-            if not killed_in:
+            moment = "" if enough else dice.choices(list(moments), list(moments.values()))[0]
+            if moment and not run.events.exists() and dice.random() < FIRST_EVALUATION:
+                moment = "evaluation"
+            number_sent = signal.SIGTERM if dice.random() < SIGTERMS else signal.SIGKILL
+            ended_in, status = _end_once(run, moment, number_sent, dice, seconds)
+            if not ended_in:
                 break
-            done[killed_in] += 1
-            newest = _check_after_crash(config, run, newest)
+            done[ended_in if status == -signal.SIGKILL else f"SIGTERM in {ended_in}"] += 1
+            newest = _check_after_crash(config, run, newest, clean=status == 128 + signal.SIGTERM)
         _check_end(config, run, straight)
         done["completed"] += 1
     return done
@@ -194,29 +215,73 @@ def _train(config: RunConfig, run: RunFolder) -> float:
     return time.perf_counter() - started
 
 
-def _kill_once(run: RunFolder, moment: str, dice: random.Random, seconds: float) -> str:
-    """Start the run and kill it at a moment; returns what it was doing, empty when it came to its end before."""
+class _Before:
+    """What there was before a worker started: what the end before left behind is no work of this one."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        self.size = run.events.stat().st_size if run.events.exists() else 0
+        self._left = self._entries()
+
+    def new(self) -> set[tuple[str, int]]:
+        """Return names and inodes of what lies in the folder of the checkpoints since then."""
+        entries = self._entries()
+        self._left &= entries  # an inode may be given to another folder when this one is gone
+        return entries - self._left
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return the whole lines that the worker has written so far."""
+        if not self.run.events.exists():
+            return []
+        with self.run.events.open("rb") as file:
+            file.seek(self.size)
+            new = file.read()
+        return [json.loads(line) for line in new.split(b"\n")[:-1]]
+
+    def _entries(self) -> set[tuple[str, int]]:
+        try:
+            return {(entry.name, entry.inode()) for entry in os.scandir(self.run.checkpoints)}
+        except OSError:
+            return set()
+
+
+def _end_once(
+    run: RunFolder, moment: str, number: signal.Signals, dice: random.Random, seconds: float
+) -> tuple[str, int]:
+    """Start the run and end it at a moment by a signal.
+
+    Returns what it was doing, empty when it came to its end before, and the exit status.
+    """
+    if run.events.exists():  # as the worker does: so that the size is where its own lines begin
+        os.truncate(run.events, whole_lines(run.events))
+    before = _Before(run)
     worker = _start(run)
+    doing = ""
     if moment:
-        deadline = time.perf_counter() + GRACE_S
         began = time.perf_counter()
-        waits = _waits(run, moment, dice, seconds, run.events.stat().st_size if run.events.exists() else 0)
+        waits = _waits(before, moment, dice, seconds)
         while worker.poll() is None and not waits(time.perf_counter() - began):
-            if time.perf_counter() > deadline:
+            if time.perf_counter() - began > GRACE_S:
                 raise Crashed(f"{run.path} hangs")
             time.sleep(0.0003)
         time.sleep(dice.uniform(0, 0.004))
-        worker.kill()
-    status = worker.wait()
+        if number == signal.SIGTERM:
+            doing = _activity(before)  # what it does about it comes after
+        worker.send_signal(number)
+    try:
+        status = worker.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        raise Crashed(f"{run.path} hangs after {number.name}") from None
     if status == 0:
-        return ""
-    if status != -9:
+        return "", 0
+    if status not in (-number, 128 + number):  # SIGTERM ends an interpreter that has only just started
         raise Crashed(f"{run.path} ended with {status}: {run.log.read_text()[-2000:]}")
-    return _activity(run)
+    return doing or _activity(before), status
 
 
-def _waits(run: RunFolder, moment: str, dice: random.Random, seconds: float, size: int) -> Callable[[float], bool]:
+def _waits(before: _Before, moment: str, dice: random.Random, seconds: float) -> Callable[[float], bool]:
     """Return a function of the seconds since the start that tells whether the moment has come."""
+    run, size = before.run, before.size
     if moment == "any":
         after = dice.uniform(0, seconds)
         return lambda elapsed: elapsed > after
@@ -225,46 +290,43 @@ def _waits(run: RunFolder, moment: str, dice: random.Random, seconds: float, siz
         return lambda elapsed: run.events.exists() and run.events.stat().st_size > grown
     if moment == "evaluation":
         return lambda elapsed: (
-            run.events.exists() and run.events.stat().st_size > size and _last_event(run) == "evaluation"
+            run.events.exists() and run.events.stat().st_size > size and bool(_evaluation(before.run))
         )
-    prefix = {"save": ".saving-step", "rotation": ".deleted-", "pointer": ".saving-latest"}[moment]
-    skip = dice.randrange(4)  # not always the first one after the start
+    skip = 0 if moment == "anomaly" else dice.randrange(4)  # not always the first one after the start
     seen: set[int] = set()
 
     def comes(elapsed: float) -> bool:
-        try:
-            found = next((entry for entry in os.scandir(run.checkpoints) if entry.name.startswith(prefix)), None)
-            if found is not None:
-                seen.add(found.inode())
-        except OSError:
-            return False
-        return found is not None and len(seen) > skip
+        found = [inode for name, inode in before.new() if name.startswith(FOLDERS[moment])]
+        seen.update(found)
+        return bool(found) and len(seen) > skip
 
     return comes
 
 
-def _activity(run: RunFolder) -> str:
-    """Return what a killed worker was doing, by what it left."""
-    names = os.listdir(run.checkpoints) if run.checkpoints.is_dir() else []
-    for prefix, what in ((".deleted-", "rotation"), (".saving-step", "save"), (".saving-", "pointer")):
+def _activity(before: _Before) -> str:
+    """Return what a worker was doing when it was ended, by what it has left."""
+    names = [name for name, _ in before.new()]
+    prefixes = ((".deleted-", "rotation"), (".replaced-", "replacement"), (".saving-step", "save"))
+    for prefix, what in (*prefixes, (".saving-anomaly", "anomaly"), (".saving-", "pointer")):
         if any(name.startswith(prefix) for name in names):
             return what
-    if not run.events.exists():
+    if not any(event["event"] in ("evaluation", "metrics") for event in before.events()):
         return "start-up"
-    return "evaluation" if _last_event(run) == "evaluation" else "step"
+    return _evaluation(before.run) or "step"
 
 
-def _last_event(run: RunFolder) -> str:
+def _evaluation(run: RunFolder) -> str:
+    """Return whether the last event is the beginning of an evaluation, and of which."""
     with run.events.open("rb") as file:
         file.seek(max(0, file.seek(0, 2) - 4096))
         last = file.read().split(b"\n")[-2:-1]
-    if not last or b'"evaluation"' not in last[0]:
+    if not last or b'"evaluation"' not in last[0] or b'"begin"' not in last[0]:
         return ""
-    return "evaluation" if b'"begin"' in last[0] else ""
+    return "first evaluation" if b'"step": 0,' in last[0] else "evaluation"
 
 
-def _check_after_crash(config: RunConfig, run: RunFolder, newest: int) -> int:
-    """Check what must hold after a kill; returns the step of the newest checkpoint."""
+def _check_after_crash(config: RunConfig, run: RunFolder, newest: int, *, clean: bool) -> int:
+    """Check what must hold after an end, a ``clean`` one or a kill; returns the step of the newest checkpoint."""
     if not run.events.exists():
         return newest
     status = run.status()
@@ -276,11 +338,13 @@ def _check_after_crash(config: RunConfig, run: RunFolder, newest: int) -> int:
         raise Crashed(f"{run.path} logged the steps {steps}")
     backend = open_checkpoints(config, run, print).backend
     there = [name for name in backend.names() if name.startswith("step-")]
-    for name in there:
+    for name in backend.names():
         backend.verify(name)
     last = max((int(name.rpartition("-")[2]) for name in there), default=-1)
     if last < newest:
         raise Crashed(f"{run.path} had the checkpoint of step {newest}, now {there}")
+    if clean and last != len(steps):
+        raise Crashed(f"{run.path} was interrupted after step {len(steps)}, its newest checkpoint is {last}")
     pointed = backend.pointed("latest")
     if pointed is not None and pointed not in there:
         raise Crashed(f"{run.path}: latest names {pointed}, there are {there}")
@@ -297,6 +361,21 @@ def _check_end(config: RunConfig, run: RunFolder, straight: RunFolder) -> None:
         raise Crashed(f"the metrics of {run.path} are not those of the uninterrupted run")
     if _rows(run) != _rows(straight):
         raise Crashed(f"the rows of {run.path}/metrics.csv are not those of the uninterrupted run")
+
+    mine, theirs = _anomalies(config, run), _anomalies(config, straight)
+    if mine != theirs:
+        raise Crashed(f"the anomalies of {run.path} are {sorted(mine)}, not {sorted(theirs)}, or not the same ones")
+
+
+def _anomalies(config: RunConfig, run: RunFolder) -> dict[str, str]:
+    """Return what the flight recorder left: the state of each anomaly and what was found at its step."""
+    backend = open_checkpoints(config, run, print).backend
+    names = [name for name in backend.names() if name.startswith("anomaly-")]
+    found = {name: backend.verify(name).state_hash for name in names}
+    for file in run.anomalies.glob("*/*"):
+        if file.name in ("anomaly.json", "batch.safetensors"):
+            found[f"{file.parent.name}/{file.name}"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return found
 
 
 def _metrics(run: RunFolder) -> dict[str, str]:

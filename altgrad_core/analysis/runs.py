@@ -21,7 +21,9 @@ import attrs
 import tomli
 
 from altgrad_core.errors import AltgradError
+from altgrad_core.experiments.eventfile import not_an_event
 from altgrad_core.experiments.folder import RunFolder
+from altgrad_core.experiments.history import events_of
 from altgrad_core.training.events import SIMULATED, Event, metrics_of
 
 CONFIG, ENVIRONMENT, EVENTS = "run.toml", "env.json", "events.jsonl"
@@ -203,18 +205,11 @@ class _Log:
     latest: float = 0.0
 
     def read(self, path: Path) -> None:
-        *lines, _ = path.read_bytes().split(b"\n")  # what follows the last newline is torn, or being written
-        for number, line in enumerate(lines):
+        for number, event in enumerate(events_of(path), 1):
             try:
-                self.take(json.loads(line))
+                self.take(event)
             except (ValueError, TypeError, KeyError, AttributeError) as error:
-                if number == len(lines) - 1:
-                    return
-                raise AltgradError(
-                    f"{path}:{number + 1}: expected one JSON object with an event, got {_excerpt(line)} "
-                    f"({type(error).__name__}: {error}). Only a torn last line is tolerated. "
-                    "Remove the line if it is known to be damaged, or run the experiment again with --fresh."
-                ) from error
+                raise not_an_event(json.dumps(event), f"{path}:{number}", error) from error
 
     def take(self, event: Event) -> None:
         kind, time = event["event"], float(event["time"])
@@ -288,11 +283,6 @@ def _read_environment(path: Path) -> dict[str, Any]:
 
 def _by_step(events: Iterable[Event]) -> tuple[Event, ...]:
     return tuple(sorted(events, key=lambda event: int(event.get("step") or 0)))
-
-
-def _excerpt(line: bytes) -> str:
-    text = line.decode("utf-8", errors="replace")
-    return repr(text if len(text) <= 60 else text[:60] + "...")
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:

@@ -111,5 +111,8 @@ def train_and_report(
         for line in lines:
             console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     if failed:
-        console.print("Mend the cause, then give the same command with --retry-failed.", highlight=False)
+        if any(statuses[name] == "failed" for name in failed):
+            console.print("Mend the cause, then give the same command with --retry-failed.", highlight=False)
+        else:  # killed, by the system for want of memory perhaps: nothing is to be retried, it goes on
+            console.print("Give the same command again to go on from the checkpoints.", highlight=False)
         raise typer.Exit(1)

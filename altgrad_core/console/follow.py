@@ -8,7 +8,6 @@ minute, and never dead.
 from __future__ import annotations
 
 import heapq
-import json
 import platform
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,9 @@ import tomli
 from altgrad_core.console.screen import PlainScreen
 from altgrad_core.console.words import clock
 from altgrad_core.errors import AltgradError
-from altgrad_core.experiments.folder import RunFolder, events_of, holder_of
+from altgrad_core.experiments.eventfile import parse_event
+from altgrad_core.experiments.folder import RunFolder, holder_of
+from altgrad_core.experiments.history import events_of
 from altgrad_core.training.events import Event
 
 _BLOCK = 1 << 20
@@ -99,7 +100,7 @@ class _Followed:
                     *lines, rest = (rest + block).split(b"\n")
                     for line in lines:
                         self.position += len(line) + 1
-                        yield self._event(line)
+                        yield parse_event(line, f"{path}, the line that ends at byte {self.position}")
         except FileNotFoundError:
             return
 
@@ -112,16 +113,6 @@ class _Followed:
         other = self.file not in (0, status.st_ino) or status.st_size < self.position
         self.file = status.st_ino
         return other
-
-    def _event(self, line: bytes) -> Event:
-        try:
-            event: Event = json.loads(line)
-        except ValueError as error:
-            raise AltgradError(
-                f"{self.folder.events}: the line that ends at byte {self.position} is not an event ({error}): the file is "
-                "damaged."
-            ) from None
-        return event
 
 
 class Follower:

@@ -18,7 +18,8 @@ from altgrad_core.console.state import RunState, ScreenState
 from altgrad_core.console.summary import summary
 from altgrad_core.console.terminal import UNBOUND, LiveArea, is_live, look_of
 from altgrad_core.console.words import beyond, clock, event_line, init_lines, perplexity
-from altgrad_core.experiments.folder import RunFolder, events_of
+from altgrad_core.experiments.folder import RunFolder
+from altgrad_core.experiments.history import events_of
 from altgrad_core.training.events import Event
 
 if TYPE_CHECKING:

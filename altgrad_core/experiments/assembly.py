@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import itertools
+import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -28,6 +31,7 @@ from altgrad_core.experiments.schema import RunConfig
 from altgrad_core.files import cache_folder
 from altgrad_core.plugins import Choice, installed
 from altgrad_core.recipes.convert import ConversionSummary, convert
+from altgrad_core.structure import unstructure
 from altgrad_core.training import rng
 from altgrad_core.training.alerts import AlertWatch
 from altgrad_core.training.checkpoint import Checkpoints, load_checkpoint
@@ -52,7 +56,7 @@ def train_run(
     config = load_run(folder.config)
     device = prepare_device(device_name)
     facts = environment(device)
-    checkpoints = open_checkpoints(config, folder, log.warn)
+    checkpoints = open_checkpoints(config, folder, log.warn, sync_events=log.sync)
     reader, gpus_unread = _gpu_reader(device)
     sampler = Sampler(reader)
     engine, summary = assemble(
@@ -65,9 +69,8 @@ def train_run(
         sinks=log,
     )
     engine.recorder = FlightRecorder(folder.anomalies, functools.partial(last_metrics, folder.events))
-    for number, sink in enumerate(config.sinks):
-        name = sink.kind if [s.kind for s in config.sinks].count(sink.kind) == 1 else f"{sink.kind}-{number + 1}"
-        log.add_sink(name, functools.partial(build, "sink", sink, folder.path))
+    for name, sink in zip(sink_names(config.sinks), config.sinks, strict=True):
+        log.add_sink(name, functools.partial(build, "sink", sink, folder.path), options_hash(sink))
     checkpoints.clean()
     started = time.perf_counter()
     resumed = engine.resume(lambda found: check_unchanged(found, engine.config, engine.data))
@@ -172,13 +175,34 @@ def assemble(
     return engine, summary
 
 
-def open_checkpoints(config: RunConfig, folder: RunFolder, warn: Callable[[str], None]) -> Checkpoints:
+def sink_names(sinks: Sequence[Choice]) -> list[str]:
+    """Return the names that a run's sinks have in its files: the kind, and ``kind-2``, ``kind-3`` for further ones of it."""
+    names: list[str] = []
+    for sink in sinks:
+        further = (f"{sink.kind}-{number}" for number in itertools.count(2))
+        names.append(next(name for name in itertools.chain([sink.kind], further) if name not in names))
+    return names
+
+
+def options_hash(choice: Choice) -> str:
+    """Return a text that is the same for the same options and gives none of them away."""
+    return hashlib.sha256(json.dumps(unstructure(choice.options), sort_keys=True, default=str).encode()).hexdigest()
+
+
+def open_checkpoints(
+    config: RunConfig,
+    folder: RunFolder,
+    warn: Callable[[str], None],
+    *,
+    sync_events: Callable[[], None] | None = None,
+) -> Checkpoints:
     """Return the checkpoints of the run in ``folder``; ``warn`` is told what goes wrong without ending the run."""
     return Checkpoints(
         build("checkpoint", config.checkpoint.backend, folder.checkpoints),
         config.checkpoint.keep,
         warn,
         keep_every=config.checkpoint.keep_every,
+        sync_events=sync_events,
     )
 
 

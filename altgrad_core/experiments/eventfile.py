@@ -1,8 +1,9 @@
 """``events.jsonl`` itself: whole lines, appended in one order by any thread of the worker, and read back.
 
 A line is on its way to the disk before ``append`` returns, so ``kill -9`` loses at most the line being written; its torn
-rest is cut off when the run is resumed. A place in the file is its distance from the beginning in bytes; every place
-that is handed out is the beginning of a line.
+rest is cut off when the run is resumed. A power cut loses what came after the last ``sync``, which every checkpoint waits
+for. A place in the file is its distance from the beginning in bytes; every place that is handed out is the beginning of a
+line.
 """
 
 from __future__ import annotations
@@ -16,19 +17,46 @@ from io import FileIO
 from pathlib import Path
 
 from altgrad_core.errors import AltgradError, RunFailed
+from altgrad_core.files import sync_folder
 from altgrad_core.training.events import Event
 
 _BLOCK_BYTES = 1 << 16
 
 
+def parse_event(line: bytes, where: str) -> Event:
+    """Return the event of a whole line; an ``AltgradError`` names ``where`` it stands when it is none."""
+    try:
+        event = json.loads(line)
+        if not isinstance(event, dict) or "event" not in event:
+            raise ValueError("no event")
+    except ValueError as error:
+        raise not_an_event(line.decode(errors="replace"), where, error) from None
+    return event
+
+
+def not_an_event(text: str, where: str, error: Exception) -> AltgradError:
+    """Return the error for a line that does not hold what an event holds."""
+    shown = repr(text if len(text) <= 60 else text[:60] + "...")
+    return AltgradError(
+        f"{where}: expected one JSON object with an event, got {shown} ({type(error).__name__}: {error}). Only a torn last "
+        "line is tolerated. Remove the line if it is known to be damaged, or run the experiment again with --fresh."
+    )
+
+
 class EventFile:
-    """Open for appending by one process."""
+    """Open for appending by one process; ``RunFailed`` when it cannot be written to."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.exists() and (whole := whole_lines(path)) < path.stat().st_size:
-            os.truncate(path, whole)
-        self._file = path.open("ab+", buffering=0)
+        try:
+            if path.exists() and (whole := whole_lines(path)) < path.stat().st_size:
+                os.truncate(path, whole)
+            self._file = path.open("ab+", buffering=0)
+        except OSError as error:
+            raise RunFailed(
+                f"Could not open {path}: {error}. Nothing was changed. Make the file and its folder writable, then give the "
+                "same command again."
+            ) from error
         self.start = self._file.seek(0, 2)
         """Place at which this process began to append."""
         self.end = self.start
@@ -36,6 +64,7 @@ class EventFile:
         self.grown = threading.Condition()
         """Held while an event is appended, notified after it."""
         self._latest = 0.0
+        self._named = False  # whether the folder's entry is on the disk for sure
 
     def append(self, event: Event) -> None:
         """Append an event, stamped with the time (never less than that of the event before it in this process).
@@ -57,6 +86,19 @@ class EventFile:
             events += block.count(b"\n")
             start += len(block)
         return events
+
+    def sync(self) -> None:
+        """Wait until what was appended before is on the disk; a disk that fails is a ``RunFailed``. Blocks no ``append``."""
+        try:
+            os.fdatasync(self._file.fileno())
+            if not self._named:
+                sync_folder(self.path.parent)
+                self._named = True
+        except OSError as error:
+            raise RunFailed(
+                f"Could not bring {self.path} to the disk: {error}. Earlier checkpoints are untouched. Mend the disk, then "
+                "give the same command again with --retry-failed."
+            ) from error
 
     def close(self) -> None:
         """Close the file."""
@@ -103,10 +145,7 @@ class EventReader:
             if newline < 0 and len(self._block) < size:
                 raise AltgradError(f"{self.path} ends within the event at byte {place}.")
             size *= 4
-        try:
-            event: Event = json.loads(self._block[offset:newline])
-        except ValueError as error:
-            raise AltgradError(f"{self.path} is damaged at byte {place}: {error}.") from error
+        event = parse_event(self._block[offset:newline], f"{self.path}, byte {place}")
         return event, self._start + newline + 1
 
     def close(self) -> None:
@@ -130,8 +169,9 @@ class EventTail:
             file.seek(self._position)
             block = file.read()
         end = block.rfind(b"\n") + 1
+        where = f"{self.path}, behind byte {self._position}"
         self._position += end
-        return [json.loads(line) for line in block[:end].splitlines()]
+        return [parse_event(line, where) for line in block[:end].splitlines()]
 
 
 def whole_lines(path: Path) -> int:

@@ -38,6 +38,7 @@ class EventLog:
         self._patience = patience
         self._file = EventFile(path)
         self._builds: dict[str, Callable[[], MetricSink]] = {}
+        self._options: dict[str, str] = {}
         self._runners: dict[str, SinkRunner] = {}
         self._loaded: dict[str, Any] = {}
         self._skipped: list[tuple[int, int]] = []
@@ -56,32 +57,41 @@ class EventLog:
         """Emit a ``log`` event of level ``warning``."""
         self.log(message, "warning")
 
-    def add_sink(self, name: str, build: Callable[[], MetricSink]) -> None:
-        """Name a sink; it is built in its own thread, as building one may already fail or hang."""
+    def sync(self) -> None:
+        """Wait until all that was emitted before is on the disk; ``RunFailed`` when it cannot be. For any thread."""
+        self._file.sync()
+
+    def add_sink(self, name: str, build: Callable[[], MetricSink], options: str = "") -> None:
+        """Name a sink; it is built in its own thread, as building one may already fail or hang.
+
+        ``options`` stands for its options: state that was kept under others is not given to it.
+        """
         self._builds[name] = build
+        self._options[name] = options
 
     def start_sinks(self, first_states: Path) -> None:
         """Start every sink where the checkpoint has it; one that it does not know gets the run's events from the first.
 
-        A run that starts over before its first checkpoint gives its sinks the state they had when they were first
-        built, kept in ``first_states``, so that a tracker goes on with the same run.
+        So does one whose options have changed since. A run that starts over before its first checkpoint gives its sinks
+        the state they had when they were first built, kept in ``first_states``, so that a tracker goes on with the same
+        run.
         """
         first = json.loads(first_states.read_text()) if first_states.exists() else {}
         keep = threading.Lock()
 
         def keep_first(name: str, state: str) -> None:
             with keep:
-                first[name] = json.loads(state)
+                first[name] = {"options": self._options[name], "state": json.loads(state)}
                 write_whole(first_states, json.dumps(first))
 
         positions = self._positions()
         for name, build in self._builds.items():
-            state = json.dumps(first[name]) if name in first else None
+            position = self._position(name, positions.get(name), first.get(name))
             self._runners[name] = SinkRunner(
                 name,
                 build,
                 self._file,
-                positions.get(name) or Position(0, state),
+                position,
                 skipped=self._skipped,
                 keep_first=functools.partial(keep_first, name),
                 warn=self.warn,
@@ -94,7 +104,11 @@ class EventLog:
         """Return where each sink stands and where it has to get: this place of the log. Waits for no sink."""
         positions = {name: runner.position for name, runner in self._runners.items()}
         # One that is still being built is left out: it will go on from its first state.
-        sinks = {name: attrs.asdict(position) for name, position in positions.items() if position.state is not None}
+        sinks = {
+            name: {**attrs.asdict(position), "options": self._options[name]}
+            for name, position in positions.items()
+            if position.state is not None
+        }
         return {
             "place": self._file.end,
             "skipped": [list(part) for part in self._skipped],
@@ -118,7 +132,18 @@ class EventLog:
                 self.emit({"event": "sinks", "sinks": outcomes})
         self._file.close()
 
-    def _positions(self) -> dict[str, Position]:
+    def _position(self, name: str, kept: dict[str, Any] | None, first: dict[str, Any] | None) -> Position:
+        """Return where a sink begins, by what a checkpoint and ``first_states`` kept of it."""
+        options = self._options[name]
+        if kept is not None and kept["options"] == options:
+            return Position(kept["place"], kept["state"])
+        if first is not None and first["options"] == options:
+            return Position(0, json.dumps(first["state"]))
+        if kept is not None or first is not None:
+            self.warn(f"The options of the sink '{name}' have changed: it starts anew, with all events of the run.")
+        return Position(0, None)
+
+    def _positions(self) -> dict[str, dict[str, Any]]:
         """Return where the sinks of the loaded state stand; what the file holds beyond that state is no part of the run."""
         start = self._file.start
         place = self._loaded.get("place", 0)
@@ -130,7 +155,7 @@ class EventLog:
         skipped = [*self._loaded.get("skipped", []), (place, start)]
         self._skipped = [(first, min(last, start)) for first, last in skipped if first < start]
         sinks = self._loaded.get("sinks", {})
-        return {name: Position(min(sink["place"], start), sink["state"]) for name, sink in sinks.items()}
+        return {name: {**sink, "place": min(sink["place"], start)} for name, sink in sinks.items()}
 
     def _drain(self, in_a_hurry: Callable[[], bool]) -> None:
         started, said, patience = time.monotonic(), False, self._patience

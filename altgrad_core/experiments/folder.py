@@ -7,18 +7,17 @@ the lock: the operating system drops the lock with the process, also after ``kil
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import attrs
 
 from altgrad_core.errors import AltgradError
+from altgrad_core.experiments.history import last_status
 from altgrad_core.experiments.schema import Status
 
 _PATIENCE_S = 1.0
@@ -132,37 +131,3 @@ def hold(lock: Path, what: str) -> Iterator[None]:
         file.write(f"pid {os.getpid()} on {platform.node()}\n")
         file.flush()
         yield
-
-
-def events_of(events: Path) -> Iterator[dict[str, Any]]:
-    """Yield the events of a file, oldest first; none when there is no file. A torn last line does not count."""
-    if not events.exists():
-        return
-    with events.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.endswith(b"\n"):
-                yield _event(line, events, number)
-
-
-def last_status(events: Path) -> dict[str, Any] | None:
-    """Return the last ``status`` event of a file, None when there is none; a torn last line does not count."""
-    last = None
-    if events.exists():
-        with events.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if b'"status"' in line and line.endswith(b"\n"):
-                    event = _event(line, events, number)
-                    if event.get("event") == "status":
-                        last = event
-    return last
-
-
-def _event(line: bytes, events: Path, number: int) -> dict[str, Any]:
-    try:
-        event: dict[str, Any] = json.loads(line)
-    except ValueError as error:
-        raise AltgradError(
-            f"{events}:{number} is not an event ({error}): the file is damaged. Mend or remove that line, "
-            "or start the run over with --fresh."
-        ) from None
-    return event

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
 
+from altgrad_core.experiments.eventfile import parse_event
 from altgrad_core.training.events import Event, metrics_of
 
 
-def read_events(path: Path) -> list[Event]:
-    """Return the events of a file in order; empty when there is none."""
+def events_of(path: Path) -> Iterator[Event]:
+    """Yield the events of a file, one a line, oldest first; none when there is no file. A torn last line does not count."""
     if not path.exists():
-        return []
-    *lines, _ = path.read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines]
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.endswith(b"\n"):
+                yield parse_event(line, f"{path}:{number}")
+
+
+def last_status(path: Path) -> Event | None:
+    """Return the last ``status`` event of a file, None when there is none; a torn last line does not count."""
+    last = None
+    if path.exists():
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if b'"status"' in line and line.endswith(b"\n"):
+                    event = parse_event(line, f"{path}:{number}")
+                    if event["event"] == "status":
+                        last = event
+    return last
 
 
 def metrics_at(path: Path, step: int) -> dict[str, float]:
     """Return the metrics that a run logged at ``step``, the last value of each."""
     found: dict[str, float] = {}
-    for event in read_events(path):
+    for event in events_of(path):
         if event["event"] == "metrics" and event["step"] == step:
             found |= metrics_of(event)
     return found
@@ -37,7 +53,7 @@ def last_metrics(path: Path, steps: int, until: int) -> list[Event]:
     while True:
         found = {}
         for line in _whole_lines_of_tail(path, tail) if size else []:
-            event = json.loads(line)
+            event = parse_event(line, str(path))
             if event["event"] == "metrics" and "train/loss" in event["values"] and event["step"] <= until:
                 found[event["step"]] = event
         if len(found) >= steps or tail >= size:

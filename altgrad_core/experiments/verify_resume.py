@@ -2,13 +2,18 @@
 
 Each run is trained twice, by real worker processes in folders of their own: straight for N steps; and for k steps, after
 which the process ends and another one resumes it to step N. Everything in the two final checkpoints is compared bit by
-bit (weights, optimizer, scaling state, generators, probes, alerts), and so is every metric but times.
+bit (weights, optimizer, scaling state, generators, probes, alerts, the best one so far), and so is every metric but times,
+line by line: none may be missing, none there twice. A run with the sink ``csv`` is trained with it, and its rows are
+compared likewise; other sinks are left out, since they may write to where others look.
 """
 
 from __future__ import annotations
 
+import csv
+import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,13 +25,14 @@ from altgrad_core.errors import RunFailed
 from altgrad_core.experiments.assembly import open_checkpoints
 from altgrad_core.experiments.config import dump_run
 from altgrad_core.experiments.folder import RunFolder
-from altgrad_core.experiments.history import read_events
+from altgrad_core.experiments.history import events_of
 from altgrad_core.experiments.schema import RunConfig
 from altgrad_core.files import write_whole
 from altgrad_core.training.events import metrics_of
 
 TIMES = ("train/tokens_per_s", "train/step_s", "train/probe_s")
 """Metrics that measure the machine and differ from one execution to the next."""
+_CSV, _ROWS = "csv", "metrics.csv"
 
 
 @attrs.frozen(kw_only=True)
@@ -50,7 +56,8 @@ def verify_resume(config: RunConfig, folder: Path, *, steps: int, interrupt_at: 
 
     Raises ``RunFailed`` with the end of the worker's log when a training does not get that far.
     """
-    short = attrs.evolve(config, train=attrs.evolve(config.train, steps=steps), sinks=())
+    sinks = tuple(sink for sink in config.sinks if sink.kind == _CSV)
+    short = attrs.evolve(config, train=attrs.evolve(config.train, steps=steps), sinks=sinks)
     straight, resumed = RunFolder(folder / "straight"), RunFolder(folder / "resumed")
     for run in (straight, resumed):
         write_whole(run.config, dump_run(short))
@@ -70,6 +77,7 @@ def verify_resume(config: RunConfig, folder: Path, *, steps: int, interrupt_at: 
 def _execute(run: RunFolder, device: str, stop_at: int | None = None) -> None:
     """Let a worker process execute the run; ``RunFailed`` when it does not end as it should."""
     command = [sys.executable, "-m", "altgrad_core.experiments.worker", str(run.path), "--device", device]
+    command += ["--parent", str(os.getpid())]  # when this process is killed, the training ends, too
     if stop_at is not None:
         command += ["--stop-at", str(stop_at)]
     expected, wanted = (0, ["done", "stopped"]) if stop_at is None else (128, ["interrupted"])
@@ -84,12 +92,32 @@ def _facts(config: RunConfig, run: RunFolder) -> dict[str, Any]:
     """Return everything that must be the same, by name: state of the last checkpoint, and the metrics."""
     found = open_checkpoints(config, run, print).load_newest()
     assert found is not None, "a training that ended well has saved its last step"
-    facts = dict(_leaves("", found.state))
-    for event in read_events(run.events):
-        if event["event"] == "metrics":
-            for name, value in metrics_of(event).items():
-                if name not in TIMES:
-                    facts[f"metric {name} at step {event['step']}"] = value
+    kept = {name: found.notes[name] for name in ("best", "told")}
+    facts = dict(_leaves("", {**found.state, **kept}))
+    metrics = [
+        (event["step"], name, value)
+        for event in events_of(run.events)
+        if event["event"] == "metrics"
+        for name, value in metrics_of(event).items()
+    ]
+    facts |= _in_order("metric", metrics)
+    if config.sinks:
+        with (run.path / _ROWS).open(newline="", encoding="utf-8") as file:
+            rows = [(int(step), name, value) for step, name, value in list(csv.reader(file))[1:]]
+        facts |= _in_order(f"{_ROWS}: metric", rows)
+    return facts
+
+
+def _in_order(what: str, metrics: list[tuple[int, str, Any]]) -> dict[str, Any]:
+    """Return (step, metric, value) under names that tell them apart; one that comes again has its own."""
+    facts: dict[str, Any] = {}
+    times: Counter[str] = Counter()
+    for step, metric, value in metrics:
+        if metric in TIMES:
+            continue
+        name = f"{what} {metric} at step {step}"
+        times[name] += 1
+        facts[name if times[name] == 1 else f"{name}, for the {times[name]}. time"] = value
     return facts
 
 
@@ -103,6 +131,9 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _differences(one: dict[str, Any], other: dict[str, Any]) -> Iterator[str]:
+    if list(one) != list(other) and one.keys() == other.keys():
+        at = next(index for index, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
+        yield f"the order: {list(one)[at]} against {list(other)[at]}"
     for name in dict.fromkeys([*one, *other]):
         if name not in one or name not in other:
             yield f"{name} is only in the {'straight' if name in one else 'resumed'} training"

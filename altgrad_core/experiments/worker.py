@@ -68,13 +68,19 @@ def main() -> None:
     )
     parser.add_argument("--stop-at", type=int, help="End, after a checkpoint, when this many steps are done.")
     arguments = parser.parse_args()
-    _leave(execute(RunFolder(arguments.folder), arguments.device, arguments.parent, arguments.stop_at))
+    try:
+        status = execute(RunFolder(arguments.folder), arguments.device, arguments.parent, arguments.stop_at)
+    except AltgradError as error:
+        print(error, file=sys.stderr)  # noqa: T201 - the worker's log
+        status = error.exit_status
+    _leave(status)
 
 
 def execute(folder: RunFolder, device_name: str, parent: int | None = None, stop_at: int | None = None) -> int:
     """Train the run and return its exit status: 0 done or stopped by an alert, 1 failed, 128 + signal interrupted.
 
-    A run that ended at ``stop_at`` steps has the status of an interrupted one, and 128.
+    A run that ended at ``stop_at`` steps has the status of an interrupted one, and 128. ``AltgradError`` when it could
+    not even begin, and no event can tell it: another process holds the run, or its event file cannot be written.
     """
     with hold(folder.lock, f"The run {folder.path}"), _signals(parent) as received:
         log = EventLog(folder.events)

@@ -129,12 +129,20 @@ class Checkpoints:
 
     Saves run in the background; ``settle`` fetches how they ended, and must be called before the next ``save``. What
     goes wrong without ending the run (a damaged checkpoint passed over, one that cannot be deleted) goes to ``warn``.
+    ``sync_events`` makes what was told up to a save durable; it is called in the background, before the save.
     """
 
     def __init__(
-        self, backend: CheckpointBackend, keep: int, warn: Callable[[str], None], *, keep_every: int = 0
+        self,
+        backend: CheckpointBackend,
+        keep: int,
+        warn: Callable[[str], None],
+        *,
+        keep_every: int = 0,
+        sync_events: Callable[[], None] | None = None,
     ) -> None:
         self.backend, self.keep, self.keep_every, self.warn = backend, keep, keep_every, warn
+        self._sync_events = sync_events
         self._copy = HostCopy()
         self._job: BackgroundJob[Finished] = BackgroundJob()
         self._passed_over: set[str] = set()
@@ -214,6 +222,8 @@ class Checkpoints:
     def _write(self, step: int, kind: str, content: Content, best: str | None, blocked_s: float) -> Finished:
         started = time.perf_counter()
         warnings: list[str] = []
+        if self._sync_events is not None:
+            self._sync_events()  # a checkpoint that outlives a power cut without the metrics before it would lose them
         if kind == "anomaly":
             saved = self.backend.save(f"anomaly-{step:06d}", content)
         else:

@@ -15,7 +15,8 @@ from altgrad_core.analysis.runs import load_experiment_runs, load_run
 from altgrad_core.cli.simulate import simulate
 from altgrad_core.errors import AltgradError
 from altgrad_core.experiments.eventlog import EventLog
-from altgrad_core.experiments.folder import RunFolder, events_of, last_status
+from altgrad_core.experiments.folder import RunFolder
+from altgrad_core.experiments.history import events_of, last_status
 from altgrad_core.simulation import stream
 
 app = typer.Typer()

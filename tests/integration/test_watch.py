@@ -214,7 +214,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     folder.start()
     with folder.run.events.open("a") as file:
         file.write("{{{\n")
-    with pytest.raises(AltgradError, match="is not an event"):
+    with pytest.raises(AltgradError, match="expected one JSON object with an event"):
         watching(tmp_path / "e" / "r")
 
 

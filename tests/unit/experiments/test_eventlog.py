@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from altgrad_core.errors import RunFailed
+from altgrad_core.errors import AltgradError, RunFailed
 from altgrad_core.experiments.eventfile import EventReader, EventTail
 from altgrad_core.experiments.eventlog import EventLog
 
@@ -44,25 +44,28 @@ def test_non_finite_floats_must_be_spelled_out(tmp_path: Path) -> None:
 
 def test_the_tail_reads_complete_new_lines_once(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
-    path.write_text('{"n": 0}\n')
+    path.write_text('{"event": "log", "n": 0}\n')
     tail = EventTail(path)
     assert tail.new() == []
     with path.open("a") as file:
-        file.write('{"n": 1}\n{"n": 2')
+        file.write('{"event": "log", "n": 1}\n{"event": "log", "n": 2')
         file.flush()
-        assert tail.new() == [{"n": 1}]
+        assert tail.new() == [{"event": "log", "n": 1}]
         file.write("}\n")
         file.flush()
-        assert tail.new() == [{"n": 2}]
+        assert tail.new() == [{"event": "log", "n": 2}]
+        file.write("{{{\n")
+        file.flush()
+        with pytest.raises(AltgradError, match=r"events\.jsonl, behind byte \d+: expected one JSON object"):
+            tail.new()
 
 
 def test_a_damaged_status_line_is_named(tmp_path: Path) -> None:
-    from altgrad_core.errors import AltgradError
-    from altgrad_core.experiments.folder import last_status
+    from altgrad_core.experiments.history import last_status
 
     path = tmp_path / "events.jsonl"
     path.write_text('{"event": "status", "status": "running"}\n{"event": "status", garbage\n{"event": "status", "sta')
-    with pytest.raises(AltgradError, match=r"events\.jsonl:2 is not an event"):
+    with pytest.raises(AltgradError, match=r"events\.jsonl:2: expected one JSON object with an event"):
         last_status(path)
     path.write_text('{"event": "status", "status": "running"}\n{"event": "status", "sta')
     assert last_status(path)["status"] == "running"
@@ -109,3 +112,29 @@ def test_threads_share_one_log(tmp_path: Path) -> None:
         assert [e["number"] for e in written if e["name"] == name] == list(range(2000))
     times = [e["time"] for e in written]
     assert times == sorted(times)
+
+
+@pytest.mark.parametrize("reader", ["events_of", "last_status", "last_metrics", "metrics_at", "load_run"])
+@pytest.mark.parametrize("line", ["{half", '["status"]', '{"status": 1}', "\x00\x00"])
+def test_every_reader_names_a_damaged_line(tmp_path: Path, reader: str, line: str) -> None:
+    import altgrad_core as altgrad
+    from altgrad_core.experiments import history
+
+    (tmp_path / "run.toml").write_text('name = "r"')
+    path = tmp_path / "events.jsonl"
+    path.write_text(f'{{"time": 1, "event": "log", "level": "info", "message": "x"}}\n{line} "status"\n')
+    read = {
+        "events_of": lambda: list(history.events_of(path)),
+        "last_status": lambda: history.last_status(path),
+        "last_metrics": lambda: history.last_metrics(path, 3, 9),
+        "metrics_at": lambda: history.metrics_at(path, 1),
+        "load_run": lambda: altgrad.load_run(tmp_path),
+    }[reader]
+    with pytest.raises(AltgradError, match=r"events\.jsonl.*: expected one JSON object with an event, got .*--fresh"):
+        read()
+
+
+def test_an_event_file_that_cannot_be_written_is_a_clear_failure(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").mkdir()  # also root cannot write to a folder
+    with pytest.raises(RunFailed, match=r"Could not open .*events\.jsonl.*Make the file and its folder writable"):
+        EventLog(tmp_path / "events.jsonl")

@@ -147,12 +147,12 @@ def test_a_damaged_log_disables_the_sink_that_must_read_it(tmp_path: Path) -> No
     csv_run(tmp_path, range(5, 8), state={"place": path.stat().st_size})
     *_, last = events_of_damaged(path)
     assert last["sinks"]["csv"]["status"] == "disabled"
-    assert "is damaged at byte" in last["sinks"]["csv"]["reason"]
+    assert "expected one JSON object with an event" in last["sinks"]["csv"]["reason"]
     assert rows(tmp_path) == ["0", "1", "2"]
 
 
 def events_of_damaged(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_bytes().splitlines() if b"!" not in line]
+    return [json.loads(line) for line in path.read_bytes().splitlines() if b'"step": !' not in line]
 
 
 def test_a_write_that_failed_half_way_leaves_no_half_row(tmp_path: Path) -> None:
@@ -206,6 +206,40 @@ def csv_run(folder: Path, steps: range, *, state: Any = None, sink: bool = True)
     state = log.state_dict()
     log.close()
     return state
+
+
+def test_a_sink_whose_options_changed_starts_anew_and_says_so(tmp_path: Path) -> None:
+    stores: dict[str, list[int]] = {"a": [], "b": []}
+
+    def stretch(steps: range, state: dict[str, Any], options: str, store: str) -> dict[str, Any]:
+        sink = Ledger(stores[store])
+        sink.allow(10_000)
+        log = EventLog(tmp_path / "events.jsonl", PATIENCE)
+        log.add_sink("ledger", lambda: sink, options)
+        log.load_state_dict(state)
+        log.start_sinks(tmp_path / "sinks.json")
+        for step in steps:
+            log.emit({"event": "metrics", "step": step, "values": {}})
+        end = log.state_dict()["place"]
+        while log.state_dict()["sinks"].get("ledger", {}).get("place") != end:
+            time.sleep(0.001)
+        state = json.loads(json.dumps(log.state_dict()))
+        log.close()
+        return state
+
+    def warnings() -> list[str]:
+        return [e["message"] for e in events_of(tmp_path) if e.get("level") == "warning"]
+
+    first = stretch(range(3), {}, "project = one", "a")
+    stretch(range(3, 5), first, "project = one", "a")
+    assert stores == {"a": [0, 1, 2, 3, 4], "b": []}
+    assert warnings() == []
+    second = stretch(range(3, 6), first, "project = two", "b")
+    assert stores["b"] == [0, 1, 2, 3, 4, 5]
+    assert warnings() == ["The options of the sink 'ledger' have changed: it starts anew, with all events of the run."]
+    stretch(range(6, 8), second, "project = two", "b")
+    assert stores == {"a": [0, 1, 2, 3, 4], "b": list(range(8))}
+    assert len(warnings()) == 1
 
 
 def rows(folder: Path) -> list[str]:

@@ -154,7 +154,9 @@ def test_a_sink_gets_everything_in_order_after_its_state_in_its_own_thread(tmp_p
     log.add_sink("s", lambda: sink)
     log.add_sink("other", lambda: other)
     log.log("early")
-    log.load_state_dict({"place": 0, "skipped": [], "sinks": {"s": {"place": 0, "state": '{"id": "kept"}'}}})
+    log.load_state_dict(
+        {"place": 0, "skipped": [], "sinks": {"s": {"place": 0, "options": "", "state": '{"id": "kept"}'}}}
+    )
     assert sink.events == []
     log.start_sinks(tmp_path / "sinks.json")
     emit_steps(log, range(50))
@@ -224,7 +226,9 @@ def test_a_failure_in_any_call_is_named(tmp_path: Path, call: str) -> None:
         return sink
 
     state = (
-        {"place": 0, "skipped": [], "sinks": {"s": {"place": 0, "state": "{}"}}} if call == "load_state_dict" else {}
+        {"place": 0, "skipped": [], "sinks": {"s": {"place": 0, "options": "", "state": "{}"}}}
+        if call == "load_state_dict"
+        else {}
     )
     log = start(tmp_path, state=state, s=build)
     emit_steps(log, range(3))
@@ -270,7 +274,7 @@ def test_a_state_that_changes_later_is_kept_as_it_was(tmp_path: Path) -> None:
     place = log.state_dict()["place"]
     eventually(lambda: log.state_dict()["sinks"].get("s", {}).get("place") == place)
     sink.state["id"] = "changed"
-    assert log.state_dict()["sinks"]["s"] == {"place": place, "state": '{"id": "first"}'}
+    assert log.state_dict()["sinks"]["s"] == {"place": place, "state": '{"id": "first"}', "options": ""}
     log.close()
 
 
@@ -416,7 +420,7 @@ def test_the_state_is_taken_without_waiting(tmp_path: Path) -> None:
     started = time.monotonic()
     state = copy.deepcopy(log.state_dict())
     assert time.monotonic() - started < 1
-    assert state["sinks"]["s"] == {"place": 0, "state": '{"id": "first"}'}
+    assert state["sinks"]["s"] == {"place": 0, "state": '{"id": "first"}', "options": ""}
     assert state["place"] == (tmp_path / "events.jsonl").stat().st_size
     sink.released.set()
     log.close()

@@ -336,3 +336,28 @@ def test_a_checkpoint_that_is_saved_again_is_never_lost(
     assert [path.name for path in tmp_path.iterdir()] == ["anomaly-000123"]
     again.save("anomaly-000123", content(3.0))
     assert [path.name for path in tmp_path.iterdir()] == ["anomaly-000123"]
+
+
+def test_events_are_on_the_disk_before_a_checkpoint_has_its_name(folder: Path) -> None:
+    there: list[list[str]] = []
+    threads: list[int] = []
+
+    def sync() -> None:
+        there.append(files(folder) if folder.exists() else [])
+        threads.append(threading.get_ident())
+
+    checkpoints = Checkpoints(LocalBackend(folder), 2, print, sync_events=sync)
+    save(checkpoints, 1)
+    save(checkpoints, 2)
+    assert there == [[], ["latest", "step-000001"]]
+    assert threading.get_ident() not in threads, "no step waits for the disk"
+
+
+def test_events_that_cannot_be_brought_to_the_disk_leave_no_checkpoint(folder: Path) -> None:
+    def sync() -> None:
+        raise RunFailed("Could not bring events.jsonl to the disk")
+
+    checkpoints = Checkpoints(LocalBackend(folder), 2, print, sync_events=sync)
+    with pytest.raises(RunFailed, match="to the disk"):
+        save(checkpoints, 1)
+    assert not folder.exists()
