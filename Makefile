@@ -11,11 +11,12 @@ run: $(VENV)/.installed
 	$(BIN)/altgrad run experiments.toml
 	@echo "altgrad is $(BIN)/altgrad; 'source $(BIN)/activate' puts it on your path"
 
+# Two processes a machine of two cores, one thread each: more threads than cores wait for each other.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 test-all: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest -m "slow or not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "slow or not slow"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
