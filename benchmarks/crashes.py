@@ -42,6 +42,7 @@ from altgrad_core.experiments.assembly import open_checkpoints
 from altgrad_core.experiments.config import dump_run, load_experiment
 from altgrad_core.experiments.eventfile import whole_lines
 from altgrad_core.experiments.folder import RunFolder
+from altgrad_core.experiments.history import last_status
 from altgrad_core.experiments.schema import RunConfig
 from altgrad_core.experiments.verify_resume import TIMES
 
@@ -343,8 +344,9 @@ def _check_after_crash(config: RunConfig, run: RunFolder, newest: int, *, clean:
     last = max((int(name.rpartition("-")[2]) for name in there), default=-1)
     if last < newest:
         raise Crashed(f"{run.path} had the checkpoint of step {newest}, now {there}")
-    if clean and last != len(steps):
-        raise Crashed(f"{run.path} was interrupted after step {len(steps)}, its newest checkpoint is {last}")
+    ended = last_status(run.events)  # not the last step in the file, which a stretch that was killed may have logged
+    if clean and (ended is None or ended["step"] != last):
+        raise Crashed(f"{run.path} was interrupted, {ended}, and its newest checkpoint is {last}")
     pointed = backend.pointed("latest")
     if pointed is not None and pointed not in there:
         raise Crashed(f"{run.path}: latest names {pointed}, there are {there}")
