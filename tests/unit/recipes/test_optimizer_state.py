@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from states import STOCHASTIC, Small
@@ -62,7 +64,7 @@ def test_another_optimizer_takes_over_what_is_not_about_the_optimizer() -> None:
         "gradient": {"format": "e5m2", "scaling": delayed},
     }
     recipe["weight_storage"] = {"format": "e4m3fn", "scaling": {**delayed, "power_of_two": True}}
-    adam, sgd = Small(recipe), Small(recipe, optimizer=torch.optim.SGD)
+    adam, sgd = Small(recipe), Small(recipe, optimizer=functools.partial(torch.optim.SGD, momentum=0.9))
     adam.train(4)
     load_matching(sgd.model, adam.model.state_dict())
     assert sgd.casts.adopt_state_dict(adam.casts.state_dict(), recast=False)
