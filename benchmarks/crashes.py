@@ -331,7 +331,8 @@ def _check_after_crash(config: RunConfig, run: RunFolder, newest: int, *, clean:
     if not run.events.exists():
         return newest
     status = run.status()
-    if status not in ("interrupted", "pending"):
+    # done: killed after its last event, while its sinks were still catching up; the next start completes them.
+    if status not in ("interrupted", "pending", "done"):
         raise Crashed(f"{run.path} was killed and is {status}")
     read = altgrad.load_run(run.path)
     steps = read.metrics("train/loss")[0]
