@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import attrs
 from rich.cells import cell_len, chop_cells
 from rich.color import ColorSystem
-from rich.segment import Segment, Segments
+from rich.segment import Segment
 from rich.style import Style
 
 PLAIN = Style.null()
@@ -117,11 +117,6 @@ class Line:
             style.render(look.text(text), color_system=look.color) if style else look.text(text)
             for text, style, _ in self.parts
         )
-
-
-def renderable(lines: Iterable[Line]) -> Segments:
-    """Return lines as something that a rich console prints, for recordings."""
-    return Segments([segment for line in lines for segment in (*line.parts, Segment.line())])
 
 
 def cut(text: str, width: int) -> str:

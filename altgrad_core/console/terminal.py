@@ -101,8 +101,42 @@ class LiveArea:
         return f"\r{up}" + "\x1b[B".join(["\x1b[2K"] * rows) + up
 
     def _write(self, text: str) -> None:
-        self._file.write(text)
-        self._file.flush()
+        rest = text.encode(self._file.encoding, self._file.errors or "strict")
+        with _writing.whole():
+            self._file.flush()
+            while rest:  # by the system's call: the file's own buffer loses what a signal interrupts
+                rest = rest[os.write(self._file.fileno(), rest) :]
+
+
+class _Writing:
+    """Whether something is being written. A signal that would cut it in two waits until it is whole; the next does not.
+
+    Half a frame would leave the terminal within a synchronized update, in which some show nothing more.
+    """
+
+    def __init__(self) -> None:
+        self.going_on = False
+        self.waiting = ""  # name of the signal
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        self.going_on = True
+        try:
+            yield
+        finally:
+            self.going_on = False
+        if self.waiting:
+            self.interrupt(self.waiting)
+
+    def interrupt(self, name: str) -> None:
+        if self.going_on and not self.waiting:
+            self.waiting = name
+        else:
+            self.waiting = ""
+            raise KeyboardInterrupt(name)
+
+
+_writing = _Writing()
 
 
 @contextmanager
@@ -111,10 +145,11 @@ def restored(close: Callable[[], None]) -> Iterator[None]:
 
     def end(number: int, frame: object) -> None:
         received.append(number)
-        raise KeyboardInterrupt(signal.Signals(number).name)
+        _writing.interrupt(signal.Signals(number).name)
 
     received: list[int] = []
-    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = [number for number in ending if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, end) for number in numbers}
     try:
         yield

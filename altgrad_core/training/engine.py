@@ -274,11 +274,15 @@ class Engine:
 
     def _begin_save(self, step: int, kind: str, state: dict[str, Any] | None = None) -> None:
         self._settle(wait=True)  # first, so that the sinks' state follows the event
-        best = {"loss": self.best_loss, "checkpoint": self.best_checkpoint}
-        told = {"evaluated": self._evaluated, "recorded": self._recorded}
-        notes = {"kind": kind, "sinks": self.sinks.state_dict(), "config": self.config, "best": best, "told": told}
+        notes = {
+            "kind": kind,
+            "sinks": self.sinks.state_dict(),
+            "config": self.config,
+            "data": self.data.identity,
+            "best": {"loss": self.best_loss, "checkpoint": self.best_checkpoint},
+            "told": {"evaluated": self._evaluated, "recorded": self._recorded},
+        }
         state = self.state_dict() if state is None else state
-        notes["data"] = self.data.identity
         self.checkpoints.save(step, state, kind=kind, notes=notes, best=self.best_checkpoint)
 
     def _settle(self, *, wait: bool) -> None:

@@ -51,7 +51,7 @@ class Before:
     rng: dict[str, Any]
     """Generators."""
     buffers: dict[str, Tensor]
-    """Persistent buffers of the model: scaling state."""
+    """Buffers of the model: scaling state."""
     casts: dict[str, Any]
     """Scaling state of what is cast outside the layers."""
     probes: dict[str, Any]
@@ -122,14 +122,10 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _copies(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """Copy tensors by name; what is one tensor under two names (tied weights) stays one."""
-    made: dict[int, Tensor] = {}
-    return {name: _once(made, tensor) for name, tensor in tensors}
-
-
-def _once(made: dict[int, Tensor], tensor: Tensor) -> Tensor:
-    if id(tensor) not in made:
-        made[id(tensor)] = tensor.detach().clone()
-    return made[id(tensor)]
+    named = dict(tensors)
+    distinct = {id(tensor): tensor for tensor in named.values()}
+    made = {key: tensor.detach().clone() for key, tensor in distinct.items()}
+    return {name: made[id(tensor)] for name, tensor in named.items()}
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -209,8 +208,3 @@ def _flat(value: Any, name: str, above: str = "") -> dict[str, Callable[[], Tens
         for key, inner in value.items():
             found.update(_flat(inner, name, f"{above}.{key}" if above else str(key)))
     return found
-
-
-def rms(values: Tensor) -> float:
-    """Return the root mean square, in float64."""
-    return math.sqrt(values.double().square().mean().item())
