@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -33,6 +34,7 @@ from machine import has_native_kernel, keep_freed_memory, machine, use_kernel
 SIZES = {"64K": 2**16, "1M": 2**20, "16M": 2**24}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LONG_S, LONG_ROUNDS, TURN_S = 0.05, 5, 0.0005
+WARM_S = 0.003  # a processor that goes over to wide vectors is slow for the first half millisecond
 
 Rows = dict[str, dict[str, float]]
 
@@ -47,9 +49,10 @@ def measure(runs: list[Contender], rounds: int) -> dict[str, list[float]]:
                 continue
             if one.kernel:
                 use_kernel(one.kernel)
-            start = time.perf_counter()
-            one.run()
-            once = time.perf_counter() - start
+            once, ready = math.inf, time.perf_counter() + WARM_S
+            while (start := time.perf_counter()) < ready:
+                one.run()
+                once = min(once, time.perf_counter() - start)
             repeats = max(1, min(50, round(TURN_S / once)))
             start = time.perf_counter()
             for _ in range(repeats):

@@ -4,8 +4,8 @@
 
 Trains the reference model (6 layers, 6 heads, 384 wide, block 256, GPT-2 vocabulary, batch 12: 30 M parameters, 3,072
 tokens a step) in several variants that take turns step by step, so that a slow moment of the machine hits all of them;
-the medians are printed and written to ``benchmarks/results/step-<device>.json``. The tokens are random: the time of a
-step does not depend on them.
+the medians, and those of the ratios within a round, are printed and written to ``benchmarks/results/step-<device>.json``.
+The tokens are random: the time of a step does not depend on them.
 """
 
 from __future__ import annotations
@@ -58,15 +58,15 @@ def main() -> None:
             if round_number:  # the first one warms up
                 times[name].append(time.perf_counter() - started)
     medians = {name: statistics.median(values) for name, values in times.items()}
+    ratios = {name: ratio(times, name, "bf16") for name in times}
     print(f"{'variant':34}{'ms a step':>12}{'x bf16':>9}")
     for name, seconds in medians.items():
-        print(f"{name:34}{1000 * seconds:12.1f}{seconds / medians['bf16']:9.3f}")
-    step, e5m2 = medians["bf16"], medians["e5m2"]
-    shadow = medians["bf16 + shadow"] - step
+        print(f"{name:34}{1000 * seconds:12.1f}{ratios[name]:9.3f}")
+    shadows = [one - step for one, step in zip(times["bf16 + shadow"], times["bf16"], strict=True)]
     bars = {
-        "e5m2 operands with the statistics of every cast, to a bf16 step": (medians["e5m2 + stability"] / step, 1.15),
-        "per-layer gradient statistics, of a step": ((medians["e5m2 + gradients"] - e5m2) / e5m2, 0.01),
-        "a shadow, to an FP32 forward and backward": (shadow / medians["fp32"], 1.05),
+        "e5m2 operands with the statistics of every cast, to a bf16 step": (ratios["e5m2 + stability"], 1.15),
+        "per-layer gradient statistics, of a step": (ratio(times, "e5m2 + gradients", "e5m2") - 1, 0.01),
+        "a shadow, to an FP32 forward and backward": (ratio({**times, "shadow": shadows}, "shadow", "fp32"), 1.05),
     }
     for what, (measured, bar) in bars.items():
         print(f"{what}: {measured:.3f}, at most {bar}: {'yes' if measured <= bar else 'no'}")
@@ -76,12 +76,17 @@ def main() -> None:
         "rounds": arguments.rounds,
         "median_ms": {name: round(1000 * seconds, 2) for name, seconds in medians.items()},
         "bars": {what: {"measured": round(measured, 4), "at_most": bar} for what, (measured, bar) in bars.items()},
-        "ratio_to_bf16": {name: round(seconds / medians["bf16"], 4) for name, seconds in medians.items()},
+        "ratio_to_bf16": {name: round(value, 4) for name, value in ratios.items()},
         "all_ms": {name: [round(1000 * s, 2) for s in values] for name, values in times.items()},
     }
     if not arguments.small:
         target = Path(__file__).parent / "results" / f"step-{device.type}.json"
         target.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def ratio(times: dict[str, list[float]], one: str, base: str) -> float:
+    """Return the median over the rounds of the ratios within a round, in which all have the same neighbours."""
+    return statistics.median(a / b for a, b in zip(times[one], times[base], strict=True))
 
 
 def make_engine(recipe_name: str, probe_names: list[str], device, small: bool):

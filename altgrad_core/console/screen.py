@@ -279,6 +279,8 @@ def _intention(planned: PlannedRun) -> tuple[str, str]:
             return "warning", "failed earlier and is not tried again; --retry-failed does"
         case "skip", reason:
             return "info", f"is {reason} already"
+        case "feed", reason:
+            return "info", f"is {reason}; what its sinks have not got, they get now"
         case "resume", reason:
             return "info", f"was {reason} and is resumed"
     return "info", f"trains {planned.config.train.steps:,} steps, recipe {planned.config.recipe.name}"

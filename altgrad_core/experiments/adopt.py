@@ -37,7 +37,7 @@ def adopt(engine: Engine, state: dict[str, Any], then: dict[str, Any], data: Dat
     """
     now = engine.config
     notes = []
-    _check_model(engine.model, state["model"])
+    check_parameters(engine.model, state["model"])
     scaling_kept = load_matching(engine.model, state["model"])
     same_optimizer = then["train"]["optimizer"]["kind"] == now["train"]["optimizer"]["kind"]
     same_recipe = then["recipe"] == now["recipe"]
@@ -83,8 +83,8 @@ def _adopt_alerts(engine: Engine, state: dict[str, Any], *, same_rules: bool) ->
     return []
 
 
-def _check_model(model: nn.Module, saved: dict[str, Any]) -> None:
-    """Raise unless every parameter is among ``saved`` in its shape, and every saved tensor that is not is scaling state."""
+def check_parameters(model: nn.Module, saved: dict[str, Any]) -> None:
+    """Raise ``AltgradError`` unless every parameter is among ``saved`` in its shape; what else is saved is scaling state."""
     parameters = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
     wrong = [f"{name} is {list(shape)}" for name, shape in parameters.items() if name not in saved]
     wrong += [

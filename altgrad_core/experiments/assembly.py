@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
-import itertools
 import json
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import attrs
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from altgrad_core.errors import RunFailed
 from altgrad_core.experiments.adopt import adopt
@@ -25,7 +27,7 @@ from altgrad_core.experiments.hardware import as_facts
 from altgrad_core.experiments.history import last_metrics
 from altgrad_core.experiments.nvml import NvmlReader, NvmlUnavailable
 from altgrad_core.experiments.origin import check_unchanged
-from altgrad_core.experiments.runfile import run_table
+from altgrad_core.experiments.runfile import run_table, sink_names
 from altgrad_core.experiments.sampler import Sampler
 from altgrad_core.experiments.schema import RunConfig
 from altgrad_core.files import cache_folder
@@ -38,6 +40,7 @@ from altgrad_core.training.checkpoint import Checkpoints, load_checkpoint
 from altgrad_core.training.data import Workspace
 from altgrad_core.training.engine import Engine, Outcome, Stateful
 from altgrad_core.training.events import Event
+from altgrad_core.training.progress import telling
 from altgrad_core.training.recorder import FlightRecorder
 
 
@@ -55,7 +58,8 @@ def train_run(
     """
     config = load_run(folder.config)
     device = prepare_device(device_name)
-    facts = environment(device)
+    with telling(log.emit, "getting ready to cast"):  # compiles the kernel, the first time on a machine
+        facts = environment(device)
     checkpoints = open_checkpoints(config, folder, log.warn, sync_events=log.sync)
     reader, gpus_unread = _gpu_reader(device)
     sampler = Sampler(reader)
@@ -73,7 +77,8 @@ def train_run(
         log.add_sink(name, functools.partial(build, "sink", sink, folder.path), options_hash(sink))
     checkpoints.clean()
     started = time.perf_counter()
-    resumed = engine.resume(lambda found: check_unchanged(found, engine.config, engine.data))
+    with telling(log.emit, "loading a checkpoint") if folder.has_checkpoints else contextlib.nullcontext():
+        resumed = engine.resume(lambda found: check_unchanged(found, engine.config, engine.data))
     loading_s = time.perf_counter() - started
     notes = _begin_fork(config, engine) if resumed is None and config.fork is not None else None
     changes = record_environment(folder.environment, facts)
@@ -146,9 +151,9 @@ def assemble(
     sinks: Stateful,
 ) -> tuple[Engine, ConversionSummary]:
     """Return the engine of a run before its first step, and what its recipe converted. Seeds all generators."""
-    data = build("dataset", config.data, Workspace(cache=cache_folder(), say=say))
-    rng.seed_all(config.seed)
-    model = build("model", config.model, data.vocab_size)
+    with telling(emit, "opening the data"):
+        data = build("dataset", config.data, Workspace(cache=cache_folder(), say=say))
+    model = _build_model(config, data.vocab_size, emit)
     model, summary = convert(model, config.recipe)
     model.to(device)
     engine = Engine(
@@ -175,13 +180,25 @@ def assemble(
     return engine, summary
 
 
-def sink_names(sinks: Sequence[Choice]) -> list[str]:
-    """Return the names that a run's sinks have in its files: the kind, and ``kind-2``, ``kind-3`` for further ones of it."""
-    names: list[str] = []
-    for sink in sinks:
-        further = (f"{sink.kind}-{number}" for number in itertools.count(2))
-        names.append(next(name for name in itertools.chain([sink.kind], further) if name not in names))
-    return names
+def _build_model(config: RunConfig, vocab_size: int, emit: Callable[[Event], None]) -> nn.Module:
+    """Return the model, its weights drawn anew from the seed, and tell how many of them there are meanwhile."""
+    with torch.device("meta"):
+        total = sum(p.numel() for p in build("model", config.model, vocab_size).parameters())
+    done = 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        nonlocal done
+        done = min(total, done + parameter.numel())
+        progress.advance(done)
+
+    rng.seed_all(config.seed)
+    with telling(emit, "building the model", total=total, unit="parameters") as progress:
+        counting = register_module_parameter_registration_hook(count)
+        try:
+            model: nn.Module = build("model", config.model, vocab_size)
+        finally:
+            counting.remove()
+    return model
 
 
 def options_hash(choice: Choice) -> str:

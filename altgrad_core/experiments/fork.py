@@ -14,6 +14,7 @@ from altgrad_core.errors import AltgradError
 from altgrad_core.experiments.config import load_run, override_run
 from altgrad_core.experiments.folder import RunFolder
 from altgrad_core.experiments.matrix import check_folder_name
+from altgrad_core.experiments.runfile import run_table
 from altgrad_core.experiments.schema import Fork, RunConfig
 from altgrad_core.files import write_whole
 
@@ -110,6 +111,30 @@ def plan_fork(moment: Moment, name: str, overrides: Sequence[str], *, fresh: boo
     return config
 
 
+def check_model(config: RunConfig, folder: RunFolder, vocab_size: int) -> None:
+    """Raise ``AltgradError`` when a fork that begins now has another model than its parent's checkpoint.
+
+    Before anything is made. Where the parent is gone and the fork has its own copy, its worker finds out.
+    """
+    import torch
+
+    from altgrad_core.experiments.adopt import check_parameters
+    from altgrad_core.experiments.assembly import build, open_checkpoints
+    from altgrad_core.training.checkpoint import load_checkpoint
+
+    assert config.fork is not None
+    parent = _parent(config.fork, folder)
+    if not parent.config.is_file():
+        return
+    then, now = run_table(load_run(parent.config)), run_table(config)
+    backend = open_checkpoints(load_run(parent.config), parent, _nobody).backend
+    if (then["model"], then["data"]) == (now["model"], now["data"]) or config.fork.checkpoint not in backend.names():
+        return
+    with torch.device("meta"):
+        model = build("model", config.model, vocab_size)
+    check_parameters(model, load_checkpoint(backend, config.fork.checkpoint).state["model"])
+
+
 def bring_start(config: RunConfig, folder: RunFolder) -> None:
     """Copy the parent's checkpoint and ``run.toml`` into the fork's folder, unless it has them; the parent lies beside it.
 
@@ -120,18 +145,18 @@ def bring_start(config: RunConfig, folder: RunFolder) -> None:
     from altgrad_core.training.checkpoint import checkpoint_steps
 
     assert config.fork is not None
-    own = open_checkpoints(config, folder, _no_warning).backend
+    own = open_checkpoints(config, folder, _nobody).backend
     if folder.has_checkpoints or _holds_start(own, config.fork):
         return
-    parent = RunFolder(folder.path.parent / config.fork.run.rpartition("/")[2])
-    content, saved = open_checkpoints(load_run(parent.config), parent, _no_warning).backend.load(config.fork.checkpoint)
+    parent = _parent(config.fork, folder)
+    content, saved = open_checkpoints(load_run(parent.config), parent, _nobody).backend.load(config.fork.checkpoint)
     if saved.state_hash != config.fork.state_hash:
         raise AltgradError(
             f"The checkpoint {saved.name} of {parent.path} is not the one that this fork was made from: the parent was "
             "trained again. Fork it anew, under another name or with --fresh."
         )
     write_whole(folder.parent_config, parent.config.read_bytes())
-    own.save(config.fork.start, content)
+    own.save(config.fork.start, content, _nobody)
     for name in checkpoint_steps(own):
         if name.startswith("start-") and name != config.fork.start:
             with suppress(OSError):  # it takes space and does no harm
@@ -143,7 +168,7 @@ def _branch(moment: Moment, run: str) -> Fork:
     from altgrad_core.experiments.assembly import open_checkpoints
     from altgrad_core.training.checkpoint import checkpoint_steps
 
-    backend = open_checkpoints(load_run(moment.folder.config), moment.folder, _no_warning).backend
+    backend = open_checkpoints(load_run(moment.folder.config), moment.folder, _nobody).backend
     saved = backend.verify(find_checkpoint(moment, backend))
     step = checkpoint_steps(backend)[saved.name]
     return Fork(run=run, step=step, checkpoint=saved.name, state_hash=saved.state_hash)
@@ -158,9 +183,14 @@ def _begun(own: RunFolder) -> Fork | None:
     config = load_run(own.config)
     if config.fork is None:
         return None
-    if own.has_checkpoints or _holds_start(open_checkpoints(config, own, _no_warning).backend, config.fork):
+    if own.has_checkpoints or _holds_start(open_checkpoints(config, own, _nobody).backend, config.fork):
         return config.fork
     return None
+
+
+def _parent(fork: Fork, folder: RunFolder) -> RunFolder:
+    """Return the folder of the run that the fork in ``folder`` branched off, which lies beside it."""
+    return RunFolder(folder.path.parent / fork.run.rpartition("/")[2])
 
 
 def _holds_start(own: CheckpointBackend, fork: Fork) -> bool:
@@ -182,5 +212,5 @@ def _names(moment: Moment, run: str, fork: Fork) -> bool:
     return moment.place in ("latest", "best", fork.checkpoint)
 
 
-def _no_warning(message: str) -> None:
-    del message
+def _nobody(told: object) -> None:
+    """Take what is told, and do nothing."""

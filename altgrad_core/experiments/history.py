@@ -21,15 +21,27 @@ def events_of(path: Path) -> Iterator[Event]:
 
 def last_status(path: Path) -> Event | None:
     """Return the last ``status`` event of a file, None when there is none; a torn last line does not count."""
-    last = None
+    return next((event for event in reversed(_ending(path)) if event["event"] == "status"), None)
+
+
+def sinks_told_of(path: Path) -> set[str]:
+    """Return the sinks of which a run said after its last ``status`` event how they fared."""
+    return {name for event in _ending(path) if event["event"] == "sinks" for name in event["sinks"]}
+
+
+def _ending(path: Path) -> list[Event]:
+    """Return the last ``status`` event of a file and, if there is one after it, the last ``sinks`` event."""
+    found: list[Event] = []
     if path.exists():
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                if b'"status"' in line and line.endswith(b"\n"):
+                if (b'"status"' in line or b'"sinks"' in line) and line.endswith(b"\n"):
                     event = parse_event(line, f"{path}:{number}")
                     if event["event"] == "status":
-                        last = event
-    return last
+                        found = [event]
+                    elif event["event"] == "sinks" and found:
+                        found = [found[0], event]
+    return found
 
 
 def metrics_at(path: Path, step: int) -> dict[str, float]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -75,13 +76,26 @@ def build_run(table: Mapping[str, Any], plugins: Plugins) -> RunConfig:
 
 
 def build_sinks(value: Any, plugins: Plugins) -> tuple[Choice, ...]:
-    """Return the sinks of the ``[[sink]]`` tables."""
-    collector, sinks = Collector(), []
+    """Return the sinks of the ``[[sink]]`` tables; two that are the same would write to one place."""
+    collector = Collector()
+    sinks: list[Choice] = []
     for index, item in enumerate(structure(value, tuple[Any, ...])):
         with collector.at(index):
-            sinks.append(choose(plugins, "sink", item))
+            sink = choose(plugins, "sink", item)
+            if sink in sinks:
+                raise ValueError(f"this is the sink [{sinks.index(sink)}] once more. Take one of them out")
+            sinks.append(sink)
     collector.check()
     return tuple(sinks)
+
+
+def sink_names(sinks: Sequence[Choice]) -> list[str]:
+    """Return the names that a run's sinks have in its files: the kind, and ``kind-2``, ``kind-3`` for further ones of it."""
+    names: list[str] = []
+    for sink in sinks:
+        further = (f"{sink.kind}-{number}" for number in itertools.count(2))
+        names.append(next(name for name in itertools.chain([sink.kind], further) if name not in names))
+    return names
 
 
 def default_probes(plugins: Plugins) -> list[str]:

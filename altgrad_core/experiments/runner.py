@@ -20,10 +20,11 @@ from altgrad_core.errors import AltgradError, unknown
 from altgrad_core.experiments.config import dump_run, load_run
 from altgrad_core.experiments.eventfile import EventTail
 from altgrad_core.experiments.folder import RunFolder, hold
-from altgrad_core.experiments.fork import bring_start
+from altgrad_core.experiments.fork import bring_start, check_model
+from altgrad_core.experiments.history import sinks_told_of
 from altgrad_core.experiments.launch import Launcher, Worker
 from altgrad_core.experiments.plan import open_data
-from altgrad_core.experiments.runfile import decisive_changes, run_table
+from altgrad_core.experiments.runfile import decisive_changes, run_table, sink_names
 from altgrad_core.experiments.schema import Experiment, RunConfig, Status
 from altgrad_core.experiments.worker import signal_name, stopping_signals
 from altgrad_core.files import write_whole
@@ -31,7 +32,7 @@ from altgrad_core.plugins import installed
 from altgrad_core.training.data import Workspace
 from altgrad_core.training.events import Event
 
-Action = Literal["train", "resume", "skip"]
+Action = Literal["train", "resume", "feed", "skip"]
 FINISHED: tuple[Status, ...] = ("done", "stopped")
 """States that no further training follows; the others are to be resumed or mended."""
 _POLL_S = 0.1
@@ -47,9 +48,10 @@ class PlannedRun:
     folder: RunFolder
     """Its folder."""
     action: Action
-    """``train`` from the start, ``resume`` from the newest checkpoint, or ``skip``."""
+    """``train`` from the start, ``resume`` from the newest checkpoint, ``feed`` sinks of a finished run that were not
+    told of its end (it was killed before, or they are new), or ``skip``."""
     reason: str
-    """Why, in a word or two: new, interrupted, done, failed."""
+    """Why, in a word or two: new, interrupted, done, stopped, failed."""
 
 
 class Observer(Protocol):
@@ -108,17 +110,20 @@ def run_experiment(
     with _held(experiment, folder):
         plan = _plan(selected, folder, fresh=fresh, retry_failed=retry_failed)
         # Before anything is trained, so that wrong data is one error and not one failed run after the other.
-        to_train = [planned.config for planned in plan if planned.action != "skip"]
-        open_data(to_train, installed(), Workspace(say=observer.say))
+        to_train = [planned for planned in plan if planned.action != "skip"]
+        data = open_data([planned.config for planned in to_train], installed(), Workspace(say=observer.say))
+        forks = [planned for planned in to_train if planned.config.fork is not None]
+        for fork in (fork for fork in forks if fork.action == "train"):
+            check_model(fork.config, fork.folder, data[fork.config.name].vocab_size)
         if fresh:
             _move_aside([planned.folder for planned in plan], observer)
         observer.begin(plan)
         for planned in plan:
             planned.folder.path.mkdir(exist_ok=True)
-            if planned.config.fork is not None and planned.action != "skip":
+            if planned in forks:
                 bring_start(planned.config, planned.folder)
             write_whole(planned.folder.config, dump_run(planned.config))
-        _Crew(observer, device, jobs).work_off([planned for planned in plan if planned.action != "skip"])
+        _Crew(observer, device, jobs).work_off(to_train)
     return {planned.config.name: planned.folder.status() for planned in plan}
 
 
@@ -171,7 +176,9 @@ def _plan(selected: Sequence[RunConfig], folder: Path, *, fresh: bool, retry_fai
                 changes.append(f"{run.path} was made with another configuration (then -> now):")
                 changes += [f"  {line}" for line in differences]
         action: Action = "train"
-        if status in ("done", "stopped") or (status == "failed" and not retry_failed):
+        if status in FINISHED and run.has_checkpoints and set(sink_names(config.sinks)) - sinks_told_of(run.events):
+            action = "feed"
+        elif status in FINISHED or (status == "failed" and not retry_failed):
             action = "skip"
         elif status in ("interrupted", "failed"):
             action = "resume"

@@ -23,7 +23,7 @@ from altgrad_core.recipes.tensor_cast import TensorCast
 
 
 class WeightStorage(nn.Module):
-    """Casts the weights in place; scaling state is in ``state_dict`` under the weight's number.
+    """Casts the weights in place; scaling state is in ``state_dict`` under the number of the model's parameter.
 
     The recipe of the first override that matches a layer holds for its weights: ``bf16`` leaves them as they are. A
     weight that layers share is cast as the first of them, in the order of overrides, says. Statistics stand under
@@ -36,9 +36,9 @@ class WeightStorage(nn.Module):
         super().__init__()
         self._control = control
         self._weights: list[tuple[str, nn.Parameter]] = []
-        self.casts = nn.ModuleList()
+        self.casts = nn.ModuleDict()
         owners = _owners(model)
-        for name, parameter in model.named_parameters():
+        for number, (name, parameter) in enumerate(model.named_parameters()):
             how = _storage(recipe, owners[id(parameter)])
             if how is None or not parameter.requires_grad or parameter.dim() < 2:
                 continue
@@ -50,12 +50,12 @@ class WeightStorage(nn.Module):
                     "'current' with power_of_two = true, or 'mx'."
                 )
             self._weights.append((name, parameter))
-            self.casts.append(cast)
+            self.casts[str(number)] = cast
 
     @torch.no_grad()
     def forward(self) -> None:
         """Replace each weight by its cast value, in place."""
-        for (name, parameter), cast in zip(self._weights, self.casts, strict=True):
+        for (name, parameter), cast in zip(self._weights, self.casts.values(), strict=True):
             parameter.copy_(cast(parameter, self._control, f"{name}.weight_storage"))
 
 

@@ -63,8 +63,11 @@ class CheckpointBackend(Protocol):
     and ``names`` also from other processes, while a run is being trained.
     """
 
-    def save(self, name: str, content: Content) -> Saved:
-        """Store ``content``; an existing checkpoint of that name is replaced whole."""
+    def save(self, name: str, content: Content, told: Callable[[int], None]) -> Saved:
+        """Store ``content``; an existing checkpoint of that name is replaced whole.
+
+        ``told`` takes the bytes that are written so far; call it as often as you like.
+        """
 
     def load(self, name: str) -> tuple[Content, Saved]:
         """Return what was saved, on the CPU; raises ``DamagedCheckpoint`` when it is not exactly that."""
@@ -143,6 +146,10 @@ class Checkpoints:
     ) -> None:
         self.backend, self.keep, self.keep_every, self.warn = backend, keep, keep_every, warn
         self._sync_events = sync_events
+        self.bytes = 0
+        """What the tensors of the last save take."""
+        self.written = 0
+        """How much of that is written."""
         self._copy = HostCopy()
         self._job: BackgroundJob[Finished] = BackgroundJob()
         self._passed_over: set[str] = set()
@@ -170,6 +177,7 @@ class Checkpoints:
         blocked_s, started = self._job.waited_s, time.perf_counter()
         tensors, skeleton = tree.split({**state, "notes": notes})
         content = Content(tensors=self._copy.take(tensors), notes=skeleton.pop("notes"), state=skeleton)
+        self.bytes, self.written = sum(t.numel() * t.element_size() for t in content.tensors.values()), 0
         blocked_s += time.perf_counter() - started
         self._job.start(functools.partial(self._write, step, kind, content, best, blocked_s))
 
@@ -219,15 +227,18 @@ class Checkpoints:
         except OSError as error:
             self.warn(f"Could not remove what a crash left behind: {error}. It takes space, and does no harm.")
 
+    def _note_written(self, bytes: int) -> None:
+        self.written = min(bytes, self.bytes)
+
     def _write(self, step: int, kind: str, content: Content, best: str | None, blocked_s: float) -> Finished:
         started = time.perf_counter()
         warnings: list[str] = []
         if self._sync_events is not None:
             self._sync_events()  # a checkpoint that outlives a power cut without the metrics before it would lose them
         if kind == "anomaly":
-            saved = self.backend.save(f"anomaly-{step:06d}", content)
+            saved = self.backend.save(f"anomaly-{step:06d}", content, self._note_written)
         else:
-            saved = self.backend.save(self.name(step), content)
+            saved = self.backend.save(self.name(step), content, self._note_written)
             self._passed_over.discard(saved.name)
         seconds = time.perf_counter() - started
         if kind != "anomaly":

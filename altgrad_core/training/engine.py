@@ -23,6 +23,7 @@ from altgrad_core.training.events import Event, to_json
 from altgrad_core.training.metrics import Measurements
 from altgrad_core.training.probes import Batch, Probe, StepContext
 from altgrad_core.training.probing import Probing
+from altgrad_core.training.progress import Progress
 from altgrad_core.training.recorder import Before, FlightRecorder
 from altgrad_core.training.restore import check_parameters, restore
 from altgrad_core.training.schedule import learning_rate
@@ -91,6 +92,7 @@ class Engine:
         self.best_loss = math.inf
         self.best_checkpoint: str | None = None
         self._saved: str | None = None
+        self._saving: Progress | None = None
         self._recorded: int | None = None  # the newest step that the recorder knows
         self._evaluated: int | None = None  # the newest step after which was evaluated
         self._casts_after_update = bool(self.casts.state_dict().keys() & {"optimizer_state", "weight_storage"})
@@ -185,12 +187,14 @@ class Engine:
         config = self.train_config
         self.emit({"event": "evaluation", "step": self.step_number, "state": "begin"})
         self.model.eval()
-        losses = []
+        losses: list[Tensor] = []
+        progress = Progress(self.emit, "evaluation", total=config.eval_batches, unit="batches")
         with torch.no_grad():
             for inputs, targets in evaluation_batches(
                 self.data, batches=config.eval_batches, batch_size=config.batch_size, block_size=self.block_size
             ):
                 losses.append(self._loss((inputs.to(self.device), targets.to(self.device)), self.recipe.compute))
+                progress.advance(len(losses))
         self.model.train()
         loss = float(torch.stack(losses).double().mean())
         self._emit_metrics(self.step_number, {"val/loss": loss, "val/perplexity": _perplexity(loss)})
@@ -284,11 +288,18 @@ class Engine:
         }
         state = self.state_dict() if state is None else state
         self.checkpoints.save(step, state, kind=kind, notes=notes, best=self.best_checkpoint)
+        self._saving = Progress(self.emit, "checkpoint", total=self.checkpoints.bytes, unit="bytes")
+        self._saving.begin()
 
     def _settle(self, *, wait: bool) -> None:
-        """Tell of a checkpoint that has become durable; ``RunFailed`` when it could not be written."""
+        """Tell how far the saving of a checkpoint is, and of one that is durable; ``RunFailed`` when it failed."""
         finished = self.checkpoints.settle(wait=wait)
+        if self._saving is not None and finished is None:
+            self._saving.advance(self.checkpoints.written)
         if finished is not None:
+            if self._saving is not None:
+                self._saving.end()
+                self._saving = None
             facts = {**attrs.asdict(finished.saved), "seconds": finished.seconds, "blocked_s": finished.blocked_s}
             self.emit({"event": "checkpoint", "step": finished.step, "kind": finished.kind, **facts})
 

@@ -22,6 +22,7 @@ import itertools
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class LocalBackend:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def save(self, name: str, content: Content) -> Saved:
+    def save(self, name: str, content: Content, told: Callable[[int], None]) -> Saved:
         """Store ``content`` under ``name``, durably. A full or read-only disk is a ``RunFailed``."""
         temporary, final = self.folder / f"{_SAVING}{name}", self.folder / name
         try:
@@ -51,7 +52,7 @@ class LocalBackend:
             if temporary.exists():
                 shutil.rmtree(temporary)
             temporary.mkdir()
-            manifest = _write(temporary, content)
+            manifest = _write(temporary, content, told)
             self._replace(final, temporary)
             sync(self.folder)
         except (OSError, SafetensorError) as error:
@@ -165,19 +166,24 @@ class LocalBackend:
         )
 
 
-def _write(folder: Path, content: Content) -> Manifest:
+def _write(folder: Path, content: Content, told: Callable[[int], None]) -> Manifest:
     groups: dict[str, dict[str, torch.Tensor]] = {}
     for path, tensor in content.tensors.items():
         group, _, rest = path.partition("/")
         groups.setdefault(group, {})[rest or group] = tensor
+    written = 0
     for group, tensors in groups.items():
-        save_file(tensors, folder / f"{group}{TENSORS}")
+        file = folder / f"{group}{TENSORS}"
+        save_file(tensors, file)
+        sync(file)
+        written += file.stat().st_size
+        told(written)
     _write_json(folder / STATE, {"tensors": list(content.tensors), "state": content.state})
     _write_json(folder / NOTES, content.notes)
     manifest = manifests.describe_files(folder, round(time.time(), 3))
     (folder / NAME).write_text(manifest.dump())
-    for file in folder.iterdir():
-        sync(file)
+    for name in (STATE, NOTES, NAME):
+        sync(folder / name)
     sync(folder)
     return manifest
 

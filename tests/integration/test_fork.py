@@ -252,9 +252,10 @@ def test_wrong_input_is_one_sentence(parent: Path) -> None:
 
 def test_another_model_is_refused(parent: Path) -> None:
     status, said = altgrad_here("fork", "runs/small/parent@8", "--name", "wide", "--set", "model.n_embd=64")
-    assert status == 1
+    assert status == 2
     assert "The checkpoint is that of another model: " in said
     assert "[257, 64], was [257, 32]" in said
+    assert not (parent.parent / "wide").exists()
 
 
 def events(folder: Path) -> list[dict]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,16 +15,23 @@ import altgrad_core as altgrad
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
+def small_disk() -> Iterator[Path]:
+    """Mount a disk outside of ``tmp_path``, which pytest could not tidy up where a killed test has left it mounted."""
+    for left in Path(tempfile.gettempdir()).glob("altgrad-disk-*"):
+        if not Path("/proc", left.name.rpartition("-")[2]).exists():
+            subprocess.run(["umount", "--lazy", str(left)], check=False)
+            left.rmdir()
+    folder = Path(tempfile.gettempdir(), f"altgrad-disk-{os.getpid()}")
     folder.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=1300k", "tmpfs", str(folder)], capture_output=True, text=True, check=False
     )
     if mounted.returncode:
+        folder.rmdir()
         pytest.skip(f"cannot mount a small file system here: {mounted.stderr.strip()}")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+    folder.rmdir()
 
 
 def test_the_disk_fills_during_a_checkpoint(make_experiment: MakeExperiment, tmp_path: Path, small_disk: Path) -> None:

@@ -3,7 +3,8 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from altgrad_core.experiments.assembly import options_hash, sink_names
+from altgrad_core.experiments.assembly import options_hash
+from altgrad_core.experiments.runfile import sink_names
 from altgrad_core.plugins import Choice
 
 

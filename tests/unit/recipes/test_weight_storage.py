@@ -74,6 +74,18 @@ def test_weights_of_another_training_are_cast_by_their_own_magnitudes() -> None:
     assert adopting.casts.state_dict()["weight_storage"]["casts.0.scaling.amax_history"].count_nonzero() == 1
 
 
+def test_the_scaling_state_is_that_of_the_weight_and_not_of_its_place_among_the_stored_ones() -> None:
+    delayed = {"kind": "delayed", "history": 4, "power_of_two": True}
+    recipe = {"weight_storage": {"format": "e4m3fn", "scaling": delayed}}
+    both = Small(recipe)
+    both.train(3)
+    second = Small({**recipe, "overrides": [{"match": "0", "recipe": "bf16"}]})
+    second.casts.adopt_state_dict(both.casts.state_dict(), recast=False)
+    stored, kept = second.casts.state_dict()["weight_storage"], both.casts.state_dict()["weight_storage"]
+    assert 0 < len(stored) < len(kept)
+    assert all(torch.equal(value, kept[name]) for name, value in stored.items())
+
+
 def test_nearest_loses_small_updates_and_stochastic_keeps_them() -> None:
     """Updates of Adam are about the learning rate, here a fortieth of the spacing at the larger weights."""
     master = Small({"compute": "fp32"}).train(300)

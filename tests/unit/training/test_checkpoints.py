@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -119,10 +119,10 @@ class Slow(LocalBackend):
         super().__init__(folder)
         self.begun, self.go = threading.Event(), threading.Event()
 
-    def save(self, name: str, content: Content) -> Saved:
+    def save(self, name: str, content: Content, told: Callable[[int], None]) -> Saved:
         self.begun.set()
         assert self.go.wait(30)
-        return super().save(name, content)
+        return super().save(name, content, told)
 
 
 @pytest.fixture
@@ -309,7 +309,7 @@ def test_a_checkpoint_that_is_saved_again_is_never_lost(
     class Killed(BaseException):
         pass
 
-    first = backend.save("anomaly-000123", content(1.0))
+    first = backend.save("anomaly-000123", content(1.0), print)
     with monkeypatch.context() as patch:
         if moment == "between the renames":
             rename = Path.rename
@@ -327,7 +327,7 @@ def test_a_checkpoint_that_is_saved_again_is_never_lost(
 
             patch.setattr("altgrad_checkpoint.local.shutil.rmtree", dies)
         with pytest.raises(Killed):
-            backend.save("anomaly-000123", content(2.0))
+            backend.save("anomaly-000123", content(2.0), print)
     again = LocalBackend(tmp_path)
     again.clean()
     assert again.names() == ["anomaly-000123"]

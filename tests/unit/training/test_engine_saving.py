@@ -73,12 +73,12 @@ class Delayed(LocalBackend):
         super().__init__(folder)
         self.seconds, self.fails, self.threads = seconds, fails, set[int]()
 
-    def save(self, name: str, content: Content) -> Saved:
+    def save(self, name: str, content: Content, told: Callable[[int], None]) -> Saved:
         self.threads.add(threading.get_ident())
         time.sleep(self.seconds)
         if name == self.fails:
             raise RunFailed(f"Could not write the checkpoint {name}: No space left on device")
-        return super().save(name, content)
+        return super().save(name, content, told)
 
 
 def test_every_checkpoint_is_told_once_it_is_durable(tmp_path: Path) -> None:
@@ -95,6 +95,19 @@ def test_every_checkpoint_is_told_once_it_is_durable(tmp_path: Path) -> None:
     assert all(whole for kind, _, whole in told if kind == "checkpoint")
     assert [step for kind, step, _ in told if kind == "metrics"] == [0, 1, 2, 3, 4, 5, 6, 6]
     assert threading.get_ident() not in backend.threads
+
+
+def test_saving_is_told_as_a_task_from_the_copy_to_the_disk(tmp_path: Path) -> None:
+    events: list[Event] = []
+    one = engine(Delayed(tmp_path, seconds=0.05), events.append)
+    one.run()
+    told = [(e["event"], e.get("state")) for e in events if e["event"] == "checkpoint" or e.get("task") == "checkpoint"]
+    assert [what for what in told if what != ("task", "progress")] == 3 * [
+        ("task", "begin"), ("task", "end"), ("checkpoint", None),
+    ]  # fmt: skip
+    (total,) = {e["total"] for e in events if e.get("task") == "checkpoint" and e["state"] == "begin"}
+    assert 0 < total < events[-1]["bytes"] < 1.5 * total
+    assert one.checkpoints.written == total
 
 
 def test_a_slow_disk_changes_no_bit_and_no_metric(tmp_path: Path) -> None:
