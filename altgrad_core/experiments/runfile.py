@@ -83,7 +83,7 @@ def build_sinks(value: Any, plugins: Plugins) -> tuple[Choice, ...]:
         with collector.at(index):
             sink = choose(plugins, "sink", item)
             if sink in sinks:
-                raise ValueError(f"this is the sink [{sinks.index(sink)}] once more. Take one of them out")
+                raise StructureError([Problem((), f"is sink[{sinks.index(sink)}] once more. Take one of them out")])
             sinks.append(sink)
     collector.check()
     return tuple(sinks)

@@ -334,7 +334,7 @@ def test_a_checkpoint_that_is_saved_again_is_never_lost(
     saved = again.verify("anomaly-000123")
     assert (saved.state_hash == first.state_hash) == (moment == "between the renames")
     assert [path.name for path in tmp_path.iterdir()] == ["anomaly-000123"]
-    again.save("anomaly-000123", content(3.0))
+    again.save("anomaly-000123", content(3.0), print)
     assert [path.name for path in tmp_path.iterdir()] == ["anomaly-000123"]
 
 
