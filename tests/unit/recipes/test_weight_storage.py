@@ -79,7 +79,7 @@ def test_the_scaling_state_is_that_of_the_weight_and_not_of_its_place_among_the_
     recipe = {"weight_storage": {"format": "e4m3fn", "scaling": delayed}}
     both = Small(recipe)
     both.train(4)
-    second = Small({**recipe, "overrides": [{"match": "0", "recipe": "bf16"}]})
+    second = Small({**recipe, "overrides": [{"match": "0", "recipe": "fp32"}]})
     second.casts.adopt_state_dict(both.casts.state_dict(), recast=False)
     stored, kept = second.casts.state_dict()["weight_storage"], both.casts.state_dict()["weight_storage"]
     assert 0 < len(stored) < len(kept)
