@@ -228,7 +228,7 @@ class _Log:
         elif kind == "init":
             self.facts.setdefault(event["what"], {}).update(event["facts"])
         elif kind == "sinks":
-            self.sinks = event["sinks"]
+            self.sinks |= event["sinks"]
         elif kind == "status":
             self.status, self.reason = event["status"], event.get("reason") or ""
             if self.status == "running":

@@ -65,8 +65,8 @@ def train_and_report(
     from altgrad_core.console.screen import make_screen
     from altgrad_core.console.terminal import table_width, terminal
     from altgrad_core.console.words import beyond, sink_lines
-    from altgrad_core.experiments.folder import RunFolder
-    from altgrad_core.experiments.runner import FINISHED, Interrupted, run_experiment
+    from altgrad_core.experiments.folder import FINISHED, RunFolder
+    from altgrad_core.experiments.runner import Interrupted, run_experiment
 
     console = terminal()
     screen = make_screen(console)

@@ -30,7 +30,7 @@ PLUGIN_KINDS = {
 }
 
 # Keys that may change between two calls: they decide nothing of what is trained.
-_FREE = re.compile(r"(baseline|launcher|sink)\b")
+_FREE = re.compile(r"(baseline|launcher|sink|checkpoint\.(every|keep|keep_every))\b")
 
 
 def build_run(table: Mapping[str, Any], plugins: Plugins) -> RunConfig:
