@@ -138,8 +138,8 @@ def load_run(folder: str | Path) -> Run:
     config = _read_config(folder)
     if config.get(SIMULATED):
         raise AltgradError(
-            f"{folder} holds a simulation (altgrad simulate): nothing was measured, so it is neither compared nor reported. "
-            f"`altgrad watch {folder}` shows it."
+            f"{folder} holds a simulation (altgrad simulate): nothing was measured, so it is neither compared, reported "
+            f"nor exported. `altgrad watch {folder}` shows it."
         )
     environment = _read_environment(folder / ENVIRONMENT)
     log = RunLog()

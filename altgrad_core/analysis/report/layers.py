@@ -97,7 +97,8 @@ def _figures(map_: Map, found: Sequence[Layers]) -> list[Figure]:
         rest, word = rows - len(layers.rows), _word(map_)
         blank = ""
         if map_.logarithmic:
-            blank = f"Empty: no {word}, as in the {rest} other casts at every step." if rest else f"Empty: no {word}."
+            others = f", as in the {rest} other cast{'s' if rest > 1 else ''} at every step" if rest else ""
+            blank = f"Empty: no {word}{others}."
         merged = (
             f"Each column is the mean of {layers.steps_per_column} logged steps." if layers.steps_per_column > 1 else ""
         )

@@ -56,7 +56,7 @@ def alerts_figure(drawn: Sequence[Drawn]) -> Figure | None:
     return Figure(
         key=salt,
         title="Alerts over the steps",
-        caption=f"{left_out}An alert is raised once an episode, at its first step.",
+        caption=f"{left_out}An alert is raised once an episode.",
         svg=Markup(svg),
         csv=data_uri(csv_text([["run", "step", "alert"], *rows])),
     )
