@@ -59,7 +59,7 @@ def train_and_report(
     device: str = "auto",
 ) -> None:
     """Train what is missing, compare, write the report; exits with 1 when a run is not finished, 128 + signal after one."""
-    from altgrad_core.analysis.compare import compare, table
+    from altgrad_core.analysis.compare import compare, seeds_table, table
     from altgrad_core.analysis.report import write_report
     from altgrad_core.analysis.runs import load_experiment_runs
     from altgrad_core.console.screen import make_screen
@@ -94,6 +94,10 @@ def train_and_report(
     width = console.width = table_width(console)
     if len(results) > 1:
         console.print(table(comparison, width, legend=screen.trains))
+    if comparison.groups:
+        console.print()
+        console.print(seeds_table(comparison))
+        console.print()
     for verdict in comparison.verdicts:
         console.print(verdict, highlight=False, markup=False)
     console.print(f"Report: {write_report(folder)}", highlight=False, markup=False, soft_wrap=True)
