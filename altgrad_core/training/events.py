@@ -47,11 +47,14 @@ class MetricSink(Protocol):
     number generators of Python, NumPy or torch, or use the GPU.
     """
 
-    def write(self, event: Event) -> None:
-        """Take one event; when it raises, it has taken nothing of it, and gets it again."""
+    def write(self, event: Event) -> str | None:
+        """Take one event; when it raises, it has taken nothing of it, and gets it again.
 
-    def close(self) -> None:
-        """Finish; called once, also after an interruption or a failure."""
+        A text that it returns is told to the user as a warning: something went wrong that the sink can live with.
+        """
+
+    def close(self) -> str | None:
+        """Finish; called once, also after an interruption or a failure. A text is told to the user, as that of ``write``."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a sink needs to go on from here in another process (JSON types only), such as a tracker's run id.
