@@ -114,9 +114,7 @@ def test_a_package_that_is_absent() -> None:
     assert (row.status, row.reason) == ("missing", "needs the package 'altgrad_absent', which is not installed")
 
 
-def test_what_needs_an_absent_package_is_offered_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_needs_an_absent_package_is_offered_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of the package's name in the working directory is no package."""
     (tmp_path / "altgrad_nobody").mkdir()
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -133,7 +131,7 @@ def test_what_needs_an_absent_package_is_offered_and_says_so(
     assert plugins.get("sink", "there").value is print
     assert plugins.get("sink", "absent").missing == missing
     assert plugins.get("sink", "absent").options is Model
-    with pytest.raises(AltgradError, match="^The sink 'absent' needs the package"):
+    with pytest.raises(AltgradError, match="The sink 'absent' needs the package"):
         plugins.get("sink", "absent").value(Model(), tmp_path)
     assert plugins.hint() == "", "it did load"
 
