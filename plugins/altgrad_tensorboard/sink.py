@@ -9,12 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tensorboard.compat.proto.event_pb2 import Event as Record
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from altgrad_core.analysis.tracking import flat, outcome, settings_of
 from altgrad_core.training.events import SIMULATED, Event, StateLost, metrics_of
 from altgrad_tensorboard import summaries
-from altgrad_tensorboard.eventfiles import EventFiles, Record
+from altgrad_tensorboard.eventfiles import EventFiles
 
 
 class TensorBoardSink:
