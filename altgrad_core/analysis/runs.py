@@ -24,7 +24,7 @@ from altgrad_core.errors import AltgradError
 from altgrad_core.experiments.eventfile import not_an_event
 from altgrad_core.experiments.folder import RunFolder
 from altgrad_core.experiments.history import events_of
-from altgrad_core.training.events import SIMULATED, Event, metrics_of
+from altgrad_core.training.events import PREPARING, SIMULATED, Event, metrics_of
 
 CONFIG, ENVIRONMENT, EVENTS = "run.toml", "env.json", "events.jsonl"
 
@@ -202,7 +202,8 @@ class _Log:
     finished_s: float = 0.0
     started: float | None = None
     first: float | None = None
-    latest: float = 0.0
+    heard: float = 0.0
+    """Time of the last event that the stretch told for sure: what comes behind may be of a start that was killed, too."""
 
     def read(self, path: Path) -> None:
         for number, event in enumerate(events_of(path), 1):
@@ -232,13 +233,14 @@ class _Log:
         elif kind == "status":
             self.status, self.reason = event["status"], event.get("reason") or ""
             if self.status == "running":
-                self.close(self.latest)  # a crash leaves no status: the stretch ended with its last event
+                self.close(self.heard)  # a crash leaves no status: the stretch ended with its last event
                 self.started = time
                 self.sinks = {}
                 self.stretches += 1
             else:
                 self.close(time)
-        self.latest = time
+        if kind not in PREPARING:
+            self.heard = time
         self.first = time if self.first is None else self.first
 
     def close(self, time: float) -> None:
@@ -247,7 +249,7 @@ class _Log:
             self.started = None
 
     def wall_time_s(self) -> float:
-        return self.finished_s + (0.0 if self.started is None else max(0.0, self.latest - self.started))
+        return self.finished_s + (0.0 if self.started is None else max(0.0, self.heard - self.started))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -161,18 +161,14 @@ def sparkline(values: Sequence[float]) -> str:
     return "".join(_BLOCKS[round((v - low) * scale)] if math.isfinite(v) else "×" for v in values)
 
 
-def rule(left: str, right: str, width: int, style: Style = HEAD) -> Line:
-    """Return a horizontal line with a title at its left and a word at its right."""
-    left, right = cut(left, max(0, width - 8)), cut(right, max(0, width // 2))
-    line = Line("─ ", style).add(left, STRONG).add(" ", style)
-    tail = f" {right} ─" if right else ""
-    if line.width + cell_len(tail) > width:
-        tail = ""
-    return (
-        line.add("─" * (width - line.width - cell_len(tail)), style)
-        .add(tail, BAD if right == "SIMULATED" else style)
-        .within(width)
-    )
+def rule(title: str, mark: str, width: int, style: Style = HEAD) -> Line:
+    """Return a horizontal line with a title at its left and a mark at its right, for which the title gives way."""
+    tail = f" {mark} ─" if mark else ""
+    room = width - cell_len(tail) - 4
+    line = Line()
+    if title and room > 0:
+        line.add("─ ", style).add(cut(title, room), STRONG).add(" ", style)
+    return line.add("─" * (width - line.width - cell_len(tail)), style).add(tail, BAD).within(width)
 
 
 def box(title: str, rows: Sequence[Line], width: int, style: Style = HEAD) -> list[Line]:

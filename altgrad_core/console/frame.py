@@ -21,12 +21,12 @@ from altgrad_core.console.words import clock, count, percent, perplexity, signed
 _LABEL = 7
 _WIDE = 100
 
-# metric -> (what it is called, in short, its alert threshold)
+# metric -> (what it is called, in short, its alert)
 HEALTH = {
     "overflow_rate": ("overflow", "over", "overflow"),
     "underflow_rate": ("underflow", "under", "underflow"),
     "bit_stall_rate": ("bit stall", "stall", "bit_stall"),
-    "grad_cos_sim": ("cosine", "cos", "grad_cos_sim"),
+    "grad_cos_sim": ("cosine", "cos", None),
 }
 
 
@@ -80,7 +80,7 @@ def run_rows(state: ScreenState, run: RunState, width: int, now: float, *, alone
     if run.checkpoint is not None:
         event = run.checkpoint
         text = f"{event['path']} ({event['kind']}), {size(event['bytes'])} in {event['seconds']:.2f} s"
-        rows.append(Row(_labelled("saved").add(text, DIM), 8))
+        rows.append(Row(_labelled("loaded" if event["kind"] == "resumed" else "saved").add(text, DIM), 8))
     if run.communication is not None:
         event = run.communication
         text = f"{event['op']} of {size(event['bytes'])} over {event['ranks']} ranks: {event['milliseconds']:.2f} ms"
@@ -97,9 +97,12 @@ def validation_text(run: RunState, width: int, *, step: bool = True) -> str:
     """Return the last evaluation in words, as many of them as fit; the run must have one."""
     valid = run.validation
     assert valid is not None
-    best = "best so far" if valid.best_step == valid.step else f"best {valid.best_loss:.4f} at {valid.best_step}"
     parts = [f"loss {valid.loss:.4f}", f"ppl {perplexity(valid.perplexity)}"]
-    parts += [f"step {valid.step}", best] if step else [best]
+    if step:
+        parts.append(f"step {valid.step}")
+    if math.isfinite(valid.best_loss):
+        here = valid.best_step == valid.step
+        parts.append("best so far" if here else f"best {valid.best_loss:.4f} at {valid.best_step}")
     if valid.above_training is not None:
         side = "below" if valid.above_training < 0 else "above"
         parts.append(f"{abs(valid.above_training):.4f} {side} training loss")
@@ -115,9 +118,9 @@ def validation_text(run: RunState, width: int, *, step: bool = True) -> str:
 def health_line(run: RunState, width: int) -> Line | None:
     """Return how the format does, each value marked when it is past the run's alert threshold; None unmeasured."""
     line = _labelled("health")
-    for metric, (name, short, threshold) in HEALTH.items():
+    for metric, (name, short, alert) in HEALTH.items():
         if metric in run.values:
-            mark, style = judged(run, metric, threshold)
+            mark, style = judged(run.values[metric], None if alert is None else run.threshold(alert))
             line.add(f"{name if width >= 76 else short} ")
             line.add(f"{health_value(metric, run.values[metric], short=width < 76)}{mark}", style).add("  ")
     return line if len(line.parts) > 1 else None
@@ -130,15 +133,12 @@ def health_value(metric: str, value: float, *, short: bool = False) -> str:
     return percent(value).replace(" ", "") if short else percent(value)
 
 
-def judged(run: RunState, metric: str, threshold: str) -> tuple[str, Style]:
-    """Return the mark and colour of a health value: red past the alert's threshold, yellow past half of the way to it."""
-    limit, value = run.threshold(threshold), run.values[metric]
+def judged(value: float, limit: float | None) -> tuple[str, Style]:
+    """Return the mark and colour of a health value: red past its alert's limit or no number, yellow past half of that."""
+    if not math.isfinite(value) or (limit is not None and value > limit):
+        return " !", BAD
     if limit is None:
         return "", PLAIN
-    if metric == "grad_cos_sim":  # 1 is best
-        limit, value = 1 - limit, 1 - value
-    if value > limit:
-        return " !", BAD
     return (" ~", WARN) if value > limit / 2 else ("", GOOD)
 
 
@@ -223,9 +223,9 @@ def _baseline(state: ScreenState, run: RunState) -> Line | None:
     line = _labelled("base")
     found = state.against_baseline(run)
     if found is None:
-        return line.add(f"{base.name} has no loss at step {run.step}", DIM)
+        return line.add(f"{base.name} has no loss at step {run.loss_step or run.step}", DIM)
     loss, difference = found
-    return line.add(f"{base.name} {loss:.4f} at step {run.step}  ").add(
+    return line.add(f"{base.name} {loss:.4f} at step {run.loss_step}  ").add(
         f"{signed_percent(difference)} against it", STRONG
     )
 
