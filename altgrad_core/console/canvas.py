@@ -25,6 +25,7 @@ BAR = Style(color="cyan")
 GOOD = Style(color="green")
 WARN = Style(color="yellow")
 BAD = Style(color="red", bold=True)
+SEVERITIES = (PLAIN, WARN, BAD)
 LEVELS = {"info": PLAIN, "warning": WARN, "error": BAD}
 
 _BLOCKS = "▁▂▃▄▅▆▇█"

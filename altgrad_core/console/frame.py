@@ -13,13 +13,14 @@ import attrs
 from rich.style import Style
 
 from altgrad_core.console.canvas import BAD, DIM, GOOD, PLAIN, STRONG, WARN, Line, bar, rule, sparkline
-from altgrad_core.console.grid import draw_grid, least_rows
+from altgrad_core.console.grid import Grid
 from altgrad_core.console.runs_table import runs_table
 from altgrad_core.console.state import RunState, ScreenState, Task
 from altgrad_core.console.words import clock, count, percent, perplexity, signed_percent, size
 
 _LABEL = 7
 _WIDE = 100
+_LEAST = 6  # rows that many GPUs leave to the training
 
 # metric -> (what it is called, in short, its alert)
 HEALTH = {
@@ -46,15 +47,15 @@ def frame(state: ScreenState, width: int, height: int, now: float) -> list[Line]
     if len(state.runs) > 1:
         room = max(3, height - 1 - (6 if shown else 0))
         rows += [Row(line, 1) for line in runs_table(state, width, room, now)]
-    grid: list[Line] = []
+    drawn: list[Line] = []
     if shown is not None:
         rows += run_rows(state, shown, width, now, alone=len(state.runs) == 1)
         if shown.gpus:
-            nodes = len({gpu.node for gpu in shown.gpus.values()})
-            rows = fitting(rows, max(3, height - least_rows(nodes)))
+            grid = Grid(shown)
+            rows = fitting(rows, max(_LEAST, height - grid.least_rows(width)))
             room = height - len(rows)
-            grid = draw_grid(shown, width, room) if room > 0 else []
-    return [row.line.within(width) for row in fitting(rows, height)] + grid
+            drawn = grid.draw(width, room) if room > 0 else []
+    return [row.line.within(width) for row in fitting(rows, height)] + drawn
 
 
 def fitting(rows: Sequence[Row], height: int) -> list[Row]:
@@ -87,7 +88,7 @@ def run_rows(state: ScreenState, run: RunState, width: int, now: float, *, alone
         rows.append(Row(_labelled("comm").add(text, DIM), 9))
     if run.alert is not None:
         text = f"! {run.alerts}, last at step {run.alert['step']}: {run.alert['message']}"
-        rows.append(Row(_labelled("alerts").add(text, BAD if run.alert["action"] == "stop" else WARN), 4))
+        rows.append(Row(_labelled("alerts").add(text, BAD if run.alert["action"] == "stop" else WARN), 3))
     if run.host is not None and not run.gpus:
         rows.append(Row(_host(run, width), 5))
     return rows
@@ -116,21 +117,35 @@ def validation_text(run: RunState, width: int, *, step: bool = True) -> str:
 
 
 def health_line(run: RunState, width: int) -> Line | None:
-    """Return how the format does, each value marked when it is past the run's alert threshold; None unmeasured."""
+    """Return how the format does, each value marked when it is past the run's alert threshold; None unmeasured.
+
+    In short words where the width asks for them; where these are too long, too, the worst come first.
+    """
+    parts = _health(run, short=False)
+    if _LABEL + sum(part.width + 2 for _, part in parts) - 2 > width:
+        parts = _health(run, short=True)
+    if _LABEL + sum(part.width + 2 for _, part in parts) - 2 > width:
+        parts.sort(key=lambda part: (BAD, WARN).index(part[0]) if part[0] in (BAD, WARN) else 2)
     line = _labelled("health")
-    for metric, (name, short, alert) in HEALTH.items():
+    for number, (_, part) in enumerate(parts):
+        gap = "  " if number else ""
+        if number and line.width + len(gap) + part.width > width:
+            break
+        line.add(gap).extend(part)
+    return line if parts else None
+
+
+def _health(run: RunState, *, short: bool) -> list[tuple[Style, Line]]:
+    parts = []
+    for metric, (long_name, short_name, alert) in HEALTH.items():
         if metric in run.values:
-            mark, style = judged(run.values[metric], None if alert is None else run.threshold(alert))
-            line.add(f"{name if width >= 76 else short} ")
-            line.add(f"{health_value(metric, run.values[metric], short=width < 76)}{mark}", style).add("  ")
-    return line if len(line.parts) > 1 else None
-
-
-def health_value(metric: str, value: float, *, short: bool = False) -> str:
-    """Return a value of the health line."""
-    if metric == "grad_cos_sim":
-        return f"{value:.2f}" if short else f"{value:.4f}"
-    return percent(value).replace(" ", "") if short else percent(value)
+            value = run.values[metric]
+            mark, style = judged(value, None if alert is None else run.threshold(alert))
+            text = f"{value:.4f}" if alert is None else percent(value)
+            if short:
+                text = f"{value:.2f}" if alert is None else text.replace(" ", "")
+            parts.append((style, Line(f"{short_name if short else long_name} ").add(f"{text}{mark}", style)))
+    return parts
 
 
 def judged(value: float, limit: float | None) -> tuple[str, Style]:

@@ -284,7 +284,8 @@ class RunState:
 
     def _gpus(self, samples: Iterable[dict[str, Any]]) -> None:
         total, count = self._utilization
-        self.samples = {facts["rank"]: of_facts(GpuSample, facts) for facts in samples}
+        told = {facts["rank"]: of_facts(GpuSample, facts) for facts in samples}
+        self.samples = {rank: GpuSample(rank=rank) for rank in self.gpus} | told
         for sample in self.samples.values():
             if sample.utilization is not None:
                 total, count = total + sample.utilization, count + 1

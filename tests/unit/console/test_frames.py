@@ -116,9 +116,20 @@ def test_a_cosine_has_no_alert() -> None:
     """It is shown as it is: there is no threshold that it could be past."""
     run = scenes.training().runs["e5m2"]
     run.values["grad_cos_sim"] = -0.9
-    line = health_line(run, 79)
+    line = health_line(run, 99)
     assert line is not None
-    assert line.plain.rstrip().endswith("cosine -0.9000")
+    assert line.plain.endswith("cosine -0.9000")
+
+
+def test_where_health_has_no_room_the_worst_comes_first() -> None:
+    run = scenes.training().runs["e5m2"]
+    texts = [line.plain for width in (79, 78, 39, 20) if (line := health_line(run, width)) is not None]
+    assert texts == [
+        "health overflow 0.60 % ~  underflow <0.01 %  bit stall 88.00 % !  cosine 0.9852",
+        "health over 0.60% ~  under <0.01%  stall 88.00% !  cos 0.99",
+        "health stall 88.00% !  over 0.60% ~",
+        "health stall 88.00% !",
+    ]
 
 
 @pytest.mark.parametrize("height", range(1, 12))
