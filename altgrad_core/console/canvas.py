@@ -33,7 +33,11 @@ _ASCII = str.maketrans({
     "━": "=", "╸": "-", "─": "-", "│": "|", "╭": "+", "╮": "+", "╰": "+", "╯": "+", "·": "-", "…": "~", "°": " ", "Δ": "d",
     "×": "x", "✓": "*", **dict(zip(_BLOCKS, "_.-=+*#@", strict=True)),
 })  # fmt: skip
-_CONTROL = str.maketrans({**dict.fromkeys([*range(32), *range(127, 160)], "?"), 9: " ", 10: " ", 13: " "})
+_CONTROL = str.maketrans({
+    **dict.fromkeys([*range(32), *range(127, 160)], "?"), 9: " ", 10: " ", 13: " ",
+    # Half of a surrogate pair, as in the name of a file that is not UTF-8, cannot be written.
+    **{code: f"\\u{code:04x}" for code in range(0xD800, 0xE000)},
+})  # fmt: skip
 
 
 @attrs.frozen(kw_only=True)

@@ -21,6 +21,7 @@ from altgrad_core.experiments.config import dump_run, load_run
 from altgrad_core.experiments.eventfile import EventTail
 from altgrad_core.experiments.folder import RunFolder, hold
 from altgrad_core.experiments.fork import bring_start, check_model
+from altgrad_core.experiments.guard import Guarded
 from altgrad_core.experiments.history import sinks_told_of
 from altgrad_core.experiments.launch import Launcher, Worker
 from altgrad_core.experiments.plan import open_data
@@ -55,7 +56,7 @@ class PlannedRun:
 
 
 class Observer(Protocol):
-    """Is told what happens: the console."""
+    """Is told what happens: the console. One that raises is told nothing more, and the training goes on."""
 
     def say(self, message: str) -> None:
         """One line about a preparation that takes time."""
@@ -97,6 +98,8 @@ def run_experiment(
     starts over. SIGINT and SIGTERM make every worker save a checkpoint and end; then ``Interrupted`` is raised.
     Raises ``AltgradError`` when a run's configuration differs from that of its folder, with the differences.
     """
+    if not isinstance(observer, Guarded):
+        observer = Guarded(observer)
     selected = select_runs(experiment, only)
     if device not in ("auto", "cpu"):  # these need no look, and no torch
         from altgrad_core.experiments.environment import choose_device
@@ -209,6 +212,7 @@ class _Running:
     planned: PlannedRun
     worker: Worker
     tail: EventTail
+    log_start: int
 
 
 class _Crew:
@@ -231,7 +235,7 @@ class _Crew:
                     if self.running:
                         time.sleep(_POLL_S)
             except BaseException:
-                self._dismiss()  # a screen that cannot be written to must not leave workers behind
+                self._dismiss()  # whatever happens here, no worker is left behind
                 raise
         if self.received:
             raise Interrupted(self.received[0])
@@ -246,10 +250,10 @@ class _Crew:
     def _start(self, planned: PlannedRun) -> None:
         choice = planned.config.launcher
         launcher: Launcher = installed().get("launcher", choice.kind).value(choice.options)
-        tail = EventTail(planned.folder.events)
+        tail, log_start = EventTail(planned.folder.events), planned.folder.log_size
         self.observer.start(planned)
         worker = launcher.start(planned.folder, self.device)
-        self.running.append(_Running(planned, worker, tail))
+        self.running.append(_Running(planned, worker, tail, log_start))
         if self.received:  # came while the worker was being started
             worker.interrupt(self.received[0])
 
@@ -260,19 +264,23 @@ class _Crew:
                 self.observer.event(running.planned.config.name, event)
             if status is not None:
                 self.running.remove(running)
-                self._ended(running.planned, status)
+                self._ended(running, status)
 
-    def _ended(self, planned: PlannedRun, exit_status: int) -> None:
-        status, log_end, killed_by = worker_ended(planned.folder, 0 if self.received else exit_status)
-        self.observer.end(planned, status, log_end, killed_by)
+    def _ended(self, running: _Running, exit_status: int) -> None:
+        folder = running.planned.folder
+        outcome = worker_ended(folder, 0 if self.received else exit_status, running.log_start)
+        self.observer.end(running.planned, *outcome)
 
 
-def worker_ended(folder: RunFolder, exit_status: int) -> tuple[Status, str, str]:
-    """Return the run's state, the end of its log and the signal that ended its worker, as ``Observer.end`` takes them."""
+def worker_ended(folder: RunFolder, exit_status: int, log_start: int = 0) -> tuple[Status, str, str]:
+    """Return the run's state, the end of its log and the signal that ended its worker, as ``Observer.end`` takes them.
+
+    ``log_start`` is the size of the log when the worker was started: what stands before is of earlier ones.
+    """
     status = folder.status()
     if status in FINISHED or not exit_status:
         return status, "", ""
-    return status, folder.log_end().strip(), signal_name(-exit_status) if exit_status < 0 else ""
+    return status, folder.log_end(log_start).strip(), signal_name(-exit_status) if exit_status < 0 else ""
 
 
 @contextmanager
