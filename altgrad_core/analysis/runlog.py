@@ -17,7 +17,7 @@ import attrs
 from altgrad_core.errors import AltgradError
 from altgrad_core.experiments.eventfile import not_an_event
 from altgrad_core.experiments.history import events_of
-from altgrad_core.training.events import SIMULATED, Event, metrics_of
+from altgrad_core.training.events import PREPARING, SIMULATED, Event, metrics_of
 
 _GIB = 2**30
 # name in `RunLog.machine` -> field of a GPU's sample, what is taken of several GPUs, factor to the unit of the name
@@ -45,7 +45,8 @@ class RunLog:
     finished_s: float = 0.0
     started: float | None = None
     first: float | None = None
-    latest: float = 0.0
+    heard: float = 0.0
+    """Time of the last event that the stretch told for sure: what comes behind may be of a start that was killed, too."""
 
     def read(self, path: Path) -> None:
         """Take all events of a file; raises ``AltgradError`` for a line that is none, but for a torn last one."""
@@ -83,18 +84,19 @@ class RunLog:
         elif kind == "status":
             self.status, self.reason = event["status"], event.get("reason") or ""
             if self.status == "running":
-                self._close(self.latest)  # a crash leaves no status: the stretch ended with its last event
+                self._close(self.heard)  # a crash leaves no status: the stretch ended with its last event
                 self.started = time
                 self.sinks = {}
                 self.stretches += 1
             else:
                 self._close(time)
-        self.latest = time
+        if kind not in PREPARING:
+            self.heard = time
         self.first = time if self.first is None else self.first
 
     def wall_time_s(self) -> float:
         """Return the seconds between the start and the last event of each stretch, summed."""
-        return self._at(self.latest)
+        return self._at(self.heard)
 
     def _at(self, time: float) -> float:
         return self.finished_s + (0.0 if self.started is None else max(0.0, time - self.started))

@@ -78,7 +78,3 @@ def main() -> None:
             raise
         typer.echo(f"altgrad: {error}", err=True)
         sys.exit(error.exit_status)
-    except BrokenPipeError:
-        # `altgrad compare ... | head`: the reader has seen enough
-        sys.stderr.close()
-        sys.exit(0)

@@ -60,12 +60,12 @@ def train_run(
         facts = environment(device)
     checkpoints = open_checkpoints(config, folder, log.warn, sync_events=log.sync)
     reader, gpus_unread = _gpu_reader(device)
-    sampler = Sampler(reader)
+    sampler = Sampler(reader, log.emit)
     engine, summary = assemble(
         config,
         device,
         checkpoints,
-        emit=sampler.after(log.emit),
+        emit=log.emit,
         say=log.log,
         stop_requested=stop_requested,
         sinks=log,

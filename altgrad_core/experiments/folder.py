@@ -81,11 +81,19 @@ class RunFolder:
         """Locked by the worker for as long as it lives; names it."""
         return self.path / "run.lock"
 
-    def log_end(self, lines: int = 15, *, start: int = 0) -> str:
-        """Return the last lines that the run's worker printed after the byte ``start``; empty when it printed nothing."""
+    @property
+    def log_size(self) -> int:
+        """How many bytes the run's workers have printed; every start goes on in the same file."""
+        return self.log.stat().st_size if self.log.exists() else 0
+
+    def log_end(self, start: int = 0, lines: int = 15) -> str:
+        """Return the last lines that the run's workers printed behind byte ``start``; empty when they printed nothing."""
         if not self.log.exists():
             return ""
-        return "\n".join(self.log.read_bytes()[start:].decode(errors="replace").splitlines()[-lines:])
+        with self.log.open("rb") as file:
+            file.seek(start)
+            text = file.read().decode(errors="replace")
+        return "\n".join(text.splitlines()[-lines:])
 
     def status(self) -> Status:
         """Return the state of the run; see the module's text."""

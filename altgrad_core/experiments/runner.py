@@ -22,6 +22,7 @@ from altgrad_core.experiments.eventfile import EventTail
 from altgrad_core.experiments.feed import hungry_sinks
 from altgrad_core.experiments.folder import FINISHED, RunFolder, hold
 from altgrad_core.experiments.fork import bring_start, check_model
+from altgrad_core.experiments.guard import Guarded
 from altgrad_core.experiments.launch import Launcher, Worker
 from altgrad_core.experiments.plan import open_data
 from altgrad_core.experiments.runfile import decisive_changes, run_table
@@ -53,7 +54,7 @@ class PlannedRun:
 
 
 class Observer(Protocol):
-    """Is told what happens: the console."""
+    """Is told what happens: the console. One that raises is told nothing more, and the training goes on."""
 
     def say(self, message: str) -> None:
         """One line about a preparation that takes time."""
@@ -95,6 +96,8 @@ def run_experiment(
     starts over. SIGINT and SIGTERM make every worker save a checkpoint and end; then ``Interrupted`` is raised.
     Raises ``AltgradError`` when a run's configuration differs from that of its folder, with the differences.
     """
+    if not isinstance(observer, Guarded):
+        observer = Guarded(observer)
     selected = select_runs(experiment, only)
     if device not in ("auto", "cpu"):  # these need no look, and no torch
         from altgrad_core.experiments.environment import choose_device
@@ -216,7 +219,6 @@ class _Running:
     worker: Worker
     tail: EventTail
     log_start: int
-    """Bytes in the log that earlier starts have left."""
 
 
 class _Crew:
@@ -241,7 +243,7 @@ class _Crew:
                     if self.running:
                         time.sleep(_POLL_S)
             except BaseException:
-                self._dismiss()  # a screen that cannot be written to must not leave workers behind
+                self._dismiss()  # whatever happens here, no worker is left behind
                 raise
         if self.received:
             raise Interrupted(self.received[0])
@@ -264,8 +266,7 @@ class _Crew:
     def _start(self, planned: PlannedRun) -> None:
         choice = planned.config.launcher
         launcher: Launcher = installed().get("launcher", choice.kind).value(choice.options)
-        log, tail = planned.folder.log, EventTail(planned.folder.events)
-        log_start = log.stat().st_size if log.exists() else 0
+        tail, log_start = EventTail(planned.folder.events), planned.folder.log_size
         self.observer.start(planned)
         worker = launcher.start(planned.folder, self.device)
         self.running.append(_Running(planned, worker, tail, log_start))
@@ -283,19 +284,19 @@ class _Crew:
 
     def _ended(self, running: _Running, exit_status: int) -> None:
         folder = running.planned.folder
-        status, log_end, killed_by = worker_ended(folder, 0 if self.received else exit_status, running.log_start)
-        self.observer.end(running.planned, status, log_end, killed_by)
+        outcome = worker_ended(folder, 0 if self.received else exit_status, running.log_start)
+        self.observer.end(running.planned, *outcome)
 
 
 def worker_ended(folder: RunFolder, exit_status: int, log_start: int = 0) -> tuple[Status, str, str]:
     """Return the run's state, the end of its log and the signal that ended its worker, as ``Observer.end`` takes them.
 
-    What stands before the byte ``log_start`` was printed by an earlier start and explains nothing.
+    ``log_start`` is the size of the log when the worker was started: what stands before is of earlier ones.
     """
     status = folder.status()
     if status in FINISHED or not exit_status:
         return status, "", ""
-    return status, folder.log_end(start=log_start).strip(), signal_name(-exit_status) if exit_status < 0 else ""
+    return status, folder.log_end(log_start).strip(), signal_name(-exit_status) if exit_status < 0 else ""
 
 
 @contextmanager

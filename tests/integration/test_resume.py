@@ -200,16 +200,6 @@ def test_ctrl_c_ends_all_runs_of_the_inline_launcher(make_experiment: MakeExperi
     assert not (tmp_path / "runs" / "small" / "b" / "events.jsonl").exists()
 
 
-def test_no_worker_is_left_when_the_screen_goes_away(make_experiment: MakeExperiment, tmp_path: Path) -> None:
-    file = make_experiment('[[run]]\nname = "r"\nrecipe = "e5m2"\ntrain = { steps = 5000 }\n', launcher="process")
-    first = altgrad_run(file, "runs")
-    events = tmp_path / "runs" / "small" / "r" / "events.jsonl"
-    wait_for(events, '"status": "running"')
-    first.stdout.close()  # as `altgrad run | head` does
-    assert first.wait(timeout=120) != 0
-    assert altgrad.load_run(events.parent).status == "interrupted"
-
-
 def test_another_environment_is_said_and_kept(make_experiment: MakeExperiment, tmp_path: Path) -> None:
     file = make_experiment('[[run]]\nname = "r"\nrecipe = "e5m2"\ntrain = { steps = 60 }\n', launcher="process")
     first = altgrad_run(file, "runs")
