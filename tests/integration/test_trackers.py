@@ -28,7 +28,7 @@ recipe = "bf16"
 [[run]]
 name = "r"
 recipe = "e5m2"
-train = { steps = 90 }
+train = { steps = 60, accumulate = 6 }
 """
 WANDB = '[[sink]]\nkind = "wandb"\nmode = "{mode}"\n'
 TENSORBOARD = '[[sink]]\nkind = "tensorboard"\n'
@@ -85,7 +85,7 @@ def test_killed_and_resumed_it_is_one_run(make_experiment: MakeExperiment, tmp_p
     stored = offline_file(folder)
     assert stored.stem == first_id
     found = {int(row.pop("_step")): row for row in rows(stored)}
-    assert list(found) == list(wanted) == list(range(91))
+    assert list(found) == list(wanted) == list(range(61))
     for step, row in found.items():
         kept = {name: value for name, value in row.items() if name[0] != "_" and not name.startswith("alerts/")}
         assert kept == pytest.approx(wanted[step], rel=1e-9, nan_ok=True)
@@ -95,7 +95,7 @@ def test_killed_and_resumed_it_is_one_run(make_experiment: MakeExperiment, tmp_p
     assert outcome["difference_percent"] == pytest.approx(
         100 * (outcome_loss(wanted, 12) / outcome["baseline_loss"] - 1)
     )
-    assert outcome["final_loss"] == wanted[90]["val/loss"]
+    assert outcome["final_loss"] == wanted[60]["val/loss"]
     (told,) = [record.run for record in records(stored) if record.WhichOneof("record_type") == "run"]
     assert (told.project, told.run_group, told.display_name) == ("altgrad", "small", "r")
 
@@ -121,10 +121,8 @@ def test_a_dead_server_changes_no_bit(
         assert status == 0
     without, folder = tmp_path / "without" / "small" / "bf16", tmp_path / "with" / "small" / "bf16"
     assert metrics_of(folder) == metrics_of(without)
-    mine, theirs = (checkpoint_hashes(path) for path in (folder, without))
-    tensors = [name for name in theirs if name.endswith(".safetensors")]
-    assert len(tensors) >= 4
-    assert {name: mine[name] for name in tensors} == {name: theirs[name] for name in tensors}
+    assert checkpoint_hashes(folder) == checkpoint_hashes(without)
+    assert len(checkpoint_hashes(folder)) == 3
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     (warning,) = [event["message"] for event in events if event.get("level") == "warning"]
     stored = offline_file(folder)
@@ -161,6 +159,7 @@ def test_online_a_killed_run_goes_on_without_a_gap(
     server.stop()
 
 
+@pytest.mark.slow
 def test_files_that_were_asked_for(make_experiment: MakeExperiment, tmp_path: Path) -> None:
     only = RUNS.partition('[[run]]\nname = "r"')[0]
     sink = WANDB.format(mode="offline") + "report = true\nweights = true\n"
