@@ -11,13 +11,16 @@ CPU time of that process alone, from the first step on, over the time that passe
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import pty
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
 from pathlib import Path
@@ -32,6 +35,7 @@ from altgrad_core.console.state import RunState, ScreenState
 from altgrad_core.simulation.stream import Simulation, simulate
 
 SIZES = ((80, 24), (200, 60))
+TERMINAL = (100, 30)
 EXPERIMENT = """
 [experiment]
 name = "console-cost"
@@ -106,14 +110,20 @@ def event_us(gpus: int) -> float:
     return statistics.median(times)
 
 
+def open_terminal(columns: int, rows: int) -> tuple[int, int]:
+    """A pty of a size; one that is just opened says 0 x 0."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    return ours, theirs
+
+
 def share_of_training(seconds: float) -> dict[str, float]:
     """CPU time of `altgrad run`'s own process, over the time, while it shows a training."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "e.toml").write_text(EXPERIMENT)
-        ours, theirs = pty.openpty()
-        os.set_blocking(ours, True)
+        ours, theirs = open_terminal(*TERMINAL)
         command = [sys.executable, "-m", "altgrad_core.cli", "run", "e.toml"]
-        environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
+        environment = {**os.environ, "TERM": "xterm-256color"}
         process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=folder, env=environment)
         os.close(theirs)
         said: list[int] = []

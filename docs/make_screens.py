@@ -60,11 +60,14 @@ recipe = "mxfp4"
 
 
 class Recorder(PlainScreen):
-    """A screen whose lines are kept."""
+    """A screen of so many columns whose lines are kept."""
 
-    def __init__(self, **options) -> None:
-        super().__init__(Console(file=io.StringIO(), width=200), **options)
+    def __init__(self, columns: int = 200, **options) -> None:
+        super().__init__(Console(file=io.StringIO(), width=columns), **options)
         self.lines: list[Line] = []
+
+    def _width(self) -> int:
+        return self.console.width - 1
 
     def _put(self, line: Line) -> None:
         self.lines.append(line)
@@ -99,10 +102,10 @@ def whole(screen: PlainScreen, columns: int, rows: int) -> list[Line]:
     return [*above[len(above) - (rows - len(drawn)) :], *drawn]
 
 
-def simulated(until, *, kind=LiveRecorder, **options) -> Recorder:
+def simulated(until, columns: int, *, kind=LiveRecorder, **options) -> Recorder:
     """Simulate until ``until`` says so of the state and the event that changed it."""
     simulation = Simulation(**{"faults": "many", **options})
-    screen = kind(title=f"{simulation.model} on {simulation.gpus} GPUs")
+    screen = kind(columns, title=f"{simulation.model} on {simulation.gpus} GPUs")
     screen.now = lambda: screen.state.latest
     name = "simulated"
     state = screen.add(name, steps=simulation.steps)
@@ -121,12 +124,12 @@ def sick(state, event) -> bool:
 
 def simulations() -> None:
     """Draw what needs GPUs."""
-    start = simulated(lambda state, event: state.step == 1, steps=600)
+    start = simulated(lambda state, event: state.step == 1, 140, steps=600)
     save("initialization", start.lines, 140, title="altgrad simulate: initialization")
-    loading = simulated(lambda state, event: event.get("done", 0) > 6e9, steps=600)
+    loading = simulated(lambda state, event: event.get("done", 0) > 6e9, 80, steps=600)
     save("loading-80x24", whole(loading, 80, 24), 80, title="building weights, 80 x 24")
     for gpus, columns, rows in ((8, 100, 30), (64, 80, 24), (64, 160, 50), (256, 80, 24), (256, 200, 60)):
-        screen = simulated(sick, gpus=gpus, nodes=-(-gpus // 8), seed=1)
+        screen = simulated(sick, columns, gpus=gpus, nodes=-(-gpus // 8), seed=1)
         save(
             f"gpus-{gpus}-{columns}x{rows}",
             whole(screen, columns, rows),
@@ -135,7 +138,7 @@ def simulations() -> None:
         )
         if (gpus, columns) == (64, 80):
             save("no-colour-80x24", whole(screen, columns, rows), columns, title="NO_COLOR, 80 x 24", colour=False)
-    plain = simulated(lambda state, event: False, kind=Recorder, gpus=8, nodes=1, steps=60)
+    plain = simulated(lambda state, event: False, 150, kind=Recorder, gpus=8, nodes=1, steps=60)
     plain.close()
     save("plain", plain.lines, 150, title="altgrad simulate | cat", colour=False)
 
@@ -153,7 +156,7 @@ def training() -> None:
             ("training-80x24", 1, 80, 24),
             ("matrix-200x60", 3, 200, 60),
         ):
-            screen = LiveRecorder(title="three-formats")
+            screen = LiveRecorder(columns, title="three-formats")
             screen.now = lambda screen=screen: screen.state.latest
             for run in folders if runs > 1 else folders[1:2]:
                 screen.add(**config_of(run.path))

@@ -160,19 +160,26 @@ class Follower:
 
     def _alive(self) -> bool:
         """Note which runs are dead or silent, and tell whether there is anything left to wait for."""
-        waiting = False
+        going_on = False
         for name, followed in self._followed.items():
             state = self.screen.state.runs[name]
-            if state.over:
-                continue
-            if state.status == "waiting":
-                waiting = True
-            elif holder_of(followed.folder.lock) is None:
+            if holder_of(followed.folder.lock) is not None:
+                going_on = True  # whatever its last event says: it is being resumed, or its sinks come to their end
+            elif not state.over and state.status != "waiting":
                 self._without_lock(name, followed)
-        going_on = any(not run.over and run.status != "waiting" for run in self.screen.state.runs.values())
-        lock = self.target.folder / ".lock"
-        trained = holder_of(lock) is not None and (waiting or self.target.only is None)
-        return going_on or trained or (waiting and not _is_here(lock))
+                going_on = going_on or not state.over
+        return going_on or self._is_to_come()
+
+    def _is_to_come(self) -> bool:
+        """Tell whether somebody plans or trains the experiment, or a fork in it, and may come to a run that is watched."""
+        lock, only = self.target.folder / ".lock", self.target.only
+        statuses = {run.status for run in self.screen.state.runs.values()}
+        if only is None:
+            trained = any(holder_of(path) for path in (lock, *self.target.folder.glob(".*.lock")))
+        else:
+            trained = bool(holder_of(lock) and statuses & {"waiting", "interrupted"})
+            trained = trained or holder_of(RunFolder(self.target.folder / only).fork_lock) is not None
+        return trained or ("waiting" in statuses and not _is_here(lock))
 
     def _without_lock(self, name: str, followed: _Followed) -> None:
         state = self.screen.state.runs[name]

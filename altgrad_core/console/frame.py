@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 import attrs
+from rich.cells import cell_len
 from rich.style import Style
 
 from altgrad_core.console.canvas import BAD, DIM, GOOD, PLAIN, STRONG, WARN, Line, bar, rule, sparkline
@@ -20,6 +21,7 @@ from altgrad_core.console.words import clock, count, percent, perplexity, signed
 
 _LABEL = 7
 _WIDE = 100
+_LONGEST_BAR = 60
 _LEAST = 6  # rows that many GPUs leave to the training
 
 # metric -> (what it is called, in short, its alert)
@@ -66,9 +68,7 @@ def fitting(rows: Sequence[Row], height: int) -> list[Row]:
 
 def run_rows(state: ScreenState, run: RunState, width: int, now: float, *, alone: bool) -> list[Row]:
     """Return the rows about one run."""
-    rows = [Row(_step(run, width, now, alone=alone), 1), Row(_numbers(run, width), 1)]
-    if (epoch := _epoch(run, width)) is not None:
-        rows.insert(1, Row(epoch, 5))
+    rows = [*_progress(run, width, now, alone=alone), Row(_numbers(run, width), 1)]
     rows += [Row(_task(task, width, now), 2) for task in run.tasks.values()]
     if len(run.losses) > 1:
         rows.append(Row(_curve(run, width), 6))
@@ -161,32 +161,41 @@ def _labelled(label: str) -> Line:
     return Line().field(label, _LABEL, DIM)
 
 
-def _step(run: RunState, width: int, now: float, *, alone: bool) -> Line:
-    line = Line().field("step" if alone else run.name, _LABEL if alone else max(_LABEL, min(20, width // 4)), STRONG)
+def _progress(run: RunState, width: int, now: float, *, alone: bool) -> list[Row]:
+    """Return the rows of steps and, if it is known, epoch; their bars end at the same column."""
+    name = "step" if alone else run.name
+    line = Line().field(name, _LABEL if alone else max(_LABEL, min(20, width // 4, cell_len(name) + 2)), STRONG)
     fraction = run.step / run.steps if run.steps else 0
-    status = "" if run.status == "running" else f"  {run.status}"
     tail = f" {100 * fraction:3.0f} %  {run.step:>{len(f'{run.steps:,}')},}/{run.steps:,}"
     tail += f"  {clock(run.elapsed_s(now))}" if width >= 50 else ""
     tail += f"  eta {clock(run.eta_s)}"
-    _bar(line, fraction, width - len(tail) - max(len(status), 13 if width > 70 else 0))
+    status = "" if run.status == "running" else f"  {run.status}"
+    end = width - len(tail) - max(len(status), 13 if width > 70 else 0)
+    end = min(end, line.width + _LONGEST_BAR)
+    _bar(line, fraction, end)
     style = {"failed": BAD, "pending": BAD, "stopped": WARN, "interrupted": WARN, "silent": WARN}.get(run.status, GOOD)
-    return line.add(tail).add(status, style)
+    rows = [Row(line.add(tail).add(status, style), 1)]
+    if run.epochs and run.steps:
+        rows.append(Row(_epoch(run.epochs, run.epochs * fraction, width, end), 5))
+    return rows
 
 
-def _epoch(run: RunState, width: int) -> Line | None:
-    if not run.epochs or not run.steps:
-        return None
-    now = run.epochs * run.step / run.steps
-    number = min(int(now), math.ceil(run.epochs) - 1)
-    line, tail = _labelled("epoch"), f" {100 * (now - number):3.0f} %  {number + 1} of {run.epochs:.3g}"
-    _bar(line, now - number, width - (len(tail) if width <= 70 else 50))
+def _epoch(epochs: float, done: float, width: int, end: int) -> Line:
+    number = min(int(done), math.ceil(epochs) - 1)
+    tail = f" {100 * (done - number):3.0f} %"
+    if epochs > 1:
+        tail += f"  {number + 1} of {epochs:.3g}"
+    elif width >= 60:
+        tail += f"  of the data, {percent(epochs)} at the end"
+    line = _labelled("epoch")
+    _bar(line, done - number, min(end, width - len(tail)))
     return line.add(tail)
 
 
 def _bar(line: Line, fraction: float, end: int) -> None:
     """Append a bar that ends at the column ``end``, if it would be long enough to say something."""
     if end - line.width >= 4:
-        line.extend(bar(fraction, min(end - line.width, 60)))
+        line.extend(bar(fraction, end - line.width))
 
 
 def _numbers(run: RunState, width: int) -> Line:

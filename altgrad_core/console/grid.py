@@ -124,7 +124,9 @@ def _heading(run: RunState, health: Mapping[int, Health], nodes: int, width: int
         counts = words
     for mark, count in counts.items():
         line.add(count, WARN if mark == "S" else BAD)
-    if samples and not sick:
+    if not samples:
+        return line.add("  not sampled yet", DIM)
+    if not sick:
         line.add("  all well", DIM)
     for text in rest:
         if line.width + len(text) <= width:
@@ -168,16 +170,18 @@ def _detail(gpu: Gpu, sample: GpuSample | None, health: Health, width: int) -> l
 
 
 def _line(gpu: Gpu, sample: GpuSample | None, health: Health, width: int) -> list[Line]:
+    """Return a GPU in one row; for its finding power and clock give way."""
     sample = sample or GpuSample(rank=gpu.rank)
     style = SEVERITIES[health.severity]
     line = Line(f"{gpu.rank:>3} ").add(health.mark, style or DIM).add(f" {reading(sample.utilization, '%'):>5}")
     line.add(f"  {_memory(gpu, sample)}  {reading(sample.temperature_c, '°C'):>6}")
-    line.add(f" {reading(sample.power_w, 'W'):>6} {reading(sample.sm_mhz, 'MHz'):>8}")
-    if health.severity:
-        line.add(f"  {health.text}", style)
-    elif width >= line.width + 16:
-        reasons = "N/A" if sample.throttle is None else ", ".join(sample.throttle)
-        line.add(f"  {reasons}", DIM)
+    reasons = "N/A" if sample.throttle is None else ", ".join(sample.throttle)
+    said = f"  {health.text}" if health.severity else f"  {reasons}"
+    for figure in (f" {reading(sample.power_w, 'W'):>6}", f" {reading(sample.sm_mhz, 'MHz'):>8}"):
+        if not health.severity or line.width + len(figure) + len(said) <= width:
+            line.add(figure)
+    if health.severity or width >= line.width + 16:
+        line.add(said, style or DIM)
     return [line]
 
 

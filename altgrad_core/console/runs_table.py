@@ -78,10 +78,15 @@ def runs_table(state: ScreenState, width: int, rows: int, now: float) -> list[Li
             room -= column.width + 2
             columns.append(column)
     columns.sort(key=_COLUMNS.index)
-    bars = _BAR if room >= _BAR + 1 else 0
+    bars = _BAR if room >= _BAR + 2 else 0
     shown, rest = _shown(runs, rows - 2)
     head = (
-        Line().field("run", names, DIM).add("  ").field("status", 11, DIM).add(" " * (bars + (bars > 0))).add("     ")
+        Line()
+        .field("run", names, DIM)
+        .add("  ")
+        .field("status", 11, DIM)
+        .add(" " * (bars + 2 * (bars > 0)))
+        .add("     ")
     )
     for column in columns:
         head.add("  ").field(column.title, column.width, DIM, right=True)
@@ -98,7 +103,7 @@ def runs_table(state: ScreenState, width: int, rows: int, now: float) -> list[Li
         counts = {status: sum(run.status == status for run in rest) for status in _STATUS}
         said = ", ".join(f"{number} {status}" for status, number in counts.items() if number)
         lines.append(Line(f"… and {len(rest)} more: {said}", DIM))
-    lines.append(_total(state, runs, names, bars, now))
+    lines.append(_total(state, runs, names, bars, now, width))
     return lines
 
 
@@ -124,16 +129,19 @@ def _shown(runs: Sequence[RunState], rows: int) -> tuple[list[RunState], list[Ru
     return [runs[i] for i in sorted(chosen)], [run for i, run in enumerate(runs) if i not in chosen]
 
 
-def _total(state: ScreenState, runs: Sequence[RunState], names: int, bars: int, now: float) -> Line:
+def _total(state: ScreenState, runs: Sequence[RunState], names: int, bars: int, now: float, width: int) -> Line:
     steps, done = sum(run.steps for run in runs), sum(run.step for run in runs)
     over = sum(run.over for run in runs)
     line = Line().field("total", names, STRONG).add("  ").field(f"{over} of {len(runs)}", 11)
     _progress(line, done / steps if steps else 0, bars)
     spent = sum(run.elapsed_s(now) for run in runs)
-    return line.add(f"  {done:,}/{steps:,} steps  {clock(spent)}  eta {clock(state.eta_s())}")
+    texts = [f"  {done:,}/{steps:,} steps", f"  {clock(spent)}", f"  eta {clock(state.eta_s())}"]
+    while texts and line.width + sum(map(len, texts)) > width:
+        texts.pop(-2 if len(texts) > 1 else -1)
+    return line.add("".join(texts))
 
 
 def _progress(line: Line, fraction: float, bars: int) -> None:
     if bars:
-        line.add(" ").extend(bar(fraction, bars))
+        line.add(" ").extend(bar(fraction, bars)).add(" ")
     line.add(f"{100 * fraction:3.0f} %")

@@ -285,7 +285,7 @@ class RunState:
     def _gpus(self, samples: Iterable[dict[str, Any]]) -> None:
         total, count = self._utilization
         told = {facts["rank"]: of_facts(GpuSample, facts) for facts in samples}
-        self.samples = {rank: GpuSample(rank=rank) for rank in self.gpus} | told
+        self.samples = told | {rank: GpuSample(rank=rank) for rank in self.gpus.keys() - told.keys()}
         for sample in self.samples.values():
             if sample.utilization is not None:
                 total, count = total + sample.utilization, count + 1

@@ -70,9 +70,10 @@ def init_lines(event: Event) -> list[str]:
     match event["what"]:
         case "environment":
             packages = facts["packages"]
+            threads = f"{facts['cpu_threads']} CPU threads · " if facts["cpu_threads"] else ""
             return [
-                f"device     {facts['device']} · {facts['device_name']} · {facts['cpu_threads']} CPU threads · "
-                f"torch {packages['torch']} · Python {facts['python']}"
+                f"device     {facts['device']} · {facts['device_name']} · {threads}torch {packages['torch']} · "
+                f"Python {facts['python']}"
             ]
         case "model":
             options = ", ".join(f"{name} {value}" for name, value in facts["options"].items())
@@ -92,7 +93,7 @@ def init_lines(event: Event) -> list[str]:
             return [
                 f"batch      {facts['batch_size']} sequences x {facts['accumulate']} accumulated{ranks} x "
                 f"{facts['block_size']:,} tokens = {facts['tokens_per_step']:,} tokens a step",
-                f"           {facts['steps']:,} steps · {facts['epochs']:.2f} epochs",
+                f"           {facts['steps']:,} steps · {facts['epochs']:.3g} epochs",
             ]
         case "distributed":
             return [_distributed(facts)]
@@ -114,7 +115,8 @@ def init_lines(event: Event) -> list[str]:
 def _distributed(facts: dict[str, Any]) -> str:
     if facts["world_size"] == 1:
         return "ranks      one process, nothing is exchanged"
-    text = f"ranks      {facts['world_size']} on {facts['nodes']} nodes · {facts['backend']} {facts['backend_version']}"
+    nodes = f"{facts['nodes']} node{'s' if facts['nodes'] > 1 else ''}"
+    text = f"ranks      {facts['world_size']} on {nodes} · {facts['backend']} {facts['backend_version']}"
     return f"{text} · all-reduce test {facts['all_reduce_ms']:.2f} ms for {size(facts['all_reduce_bytes'])}"
 
 
@@ -154,7 +156,7 @@ def event_line(event: Event) -> tuple[str, str] | None:
             return "info", f"step {event['step']}: {text}"
         case "status" if event["status"] == "running":
             start = f"resumed at step {event['step']}" if event["resumed"] else "started"
-            return "info", f"{start}, process {event['pid']}"
+            return "info", f"{start}, process {event['pid']}" if event["pid"] else start
         case "status":
             reason = f": {event['reason']}" if event.get("reason") else ""
             level = {"done": "info", "interrupted": "warning"}.get(event["status"], "error")

@@ -82,6 +82,11 @@ class RunFolder:
         return self.path / "run.lock"
 
     @property
+    def fork_lock(self) -> Path:
+        """Locked, when the run is a fork, by who plans and trains it; beside the run, which may not be there yet."""
+        return self.path.parent / f".{self.path.name}.lock"
+
+    @property
     def log_size(self) -> int:
         """How many bytes the run's workers have printed; every start goes on in the same file."""
         return self.log.stat().st_size if self.log.exists() else 0

@@ -143,7 +143,7 @@ def _held(experiment: Experiment, folder: Path) -> AbstractContextManager[None]:
     """
     if all(run.fork is not None for run in experiment.runs):
         (fork,) = experiment.runs
-        return hold(folder / f".{fork.name}.lock", f"The fork {folder / fork.name}")
+        return hold(RunFolder(folder / fork.name).fork_lock, f"The fork {folder / fork.name}")
     return hold(folder / ".lock", f"The experiment folder {folder}")
 
 

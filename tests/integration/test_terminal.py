@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pty
 import re
@@ -212,6 +213,15 @@ def in_pty(command: list[str], *, cwd: Path, stop: int | None = None, when: byte
                 stop = None
     os.close(ours)
     return process.returncode, said
+
+
+def test_the_benchmark_draws_on_a_terminal_as_large_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    benchmark = importlib.import_module("console")
+    ours, theirs = benchmark.open_terminal(*benchmark.TERMINAL)
+    with os.fdopen(theirs, "w") as file:
+        assert LiveArea(file, Look()).size() == (100, 30)
+    os.close(ours)
 
 
 @pytest.mark.parametrize("method", ["draw", "close"])

@@ -101,6 +101,7 @@ def test_it_attaches_to_a_running_run_and_follows_it_to_its_end(tmp_path: Path) 
             elif number == 2:
                 folder.write("alert", step=2, alert="nan", action="log", value="NaN", threshold=1.0, message="bad")
                 folder.end(2)
+                folder.run.lock.unlink()
 
         screen, text = watching(tmp_path / "e", during)
     assert "is running at step 1 of 10" in text
@@ -161,6 +162,66 @@ def test_a_run_on_another_machine_is_silent_and_never_dead(tmp_path: Path, monke
     assert seen == ["silent", "running"]
     assert "has said nothing for 0:00:0" in text
     assert "its process is on elsewhere, it may be dead" in text
+    assert screen.state.runs["r"].status == "done"
+
+
+@pytest.mark.parametrize("one", [True, False])
+def test_a_run_that_is_being_resumed_is_going_on(tmp_path: Path, one: bool) -> None:
+    """Its last event says that it is over, and for a while, until torch is imported and its data are open, the next."""
+    folder = Folder(tmp_path / "e" / "r")
+    folder.start()
+    folder.write("status", status="interrupted", step=7, reason="SIGTERM")
+    with hold(folder.run.lock, "it"):
+
+        def during(number: int) -> None:
+            if number == 3:
+                folder.write("status", status="running", pid=2, step=7, resumed=True)
+                folder.step(8)
+            elif number == 6:
+                folder.end(8)
+            elif number == 9:  # its sinks come to their end, and its process with them
+                folder.run.lock.unlink()
+
+        screen, text = watching(tmp_path / "e" / "r" if one else tmp_path / "e", during)
+    assert "is interrupted (SIGTERM) at step 7" in text
+    assert (screen.state.runs["r"].status, screen.state.runs["r"].step) == ("done", 8)
+
+
+@pytest.mark.parametrize("one", [True, False])
+def test_a_fork_is_waited_for_by_its_own_lock(tmp_path: Path, one: bool) -> None:
+    """A fork is in no experiment file: what plans and trains it holds a lock of its own."""
+    parent, fork = Folder(tmp_path / "e" / "a"), Folder(tmp_path / "e" / "b")
+    parent.start()
+    parent.end()
+    fork.start()
+    fork.write("status", status="interrupted", step=3, reason="SIGTERM")
+    with hold(fork.run.fork_lock, "the fork"):
+
+        def during(number: int) -> None:
+            if number == 3:
+                fork.write("status", status="running", pid=2, step=3, resumed=True)
+                fork.end(9)
+                fork.run.fork_lock.unlink()
+
+        screen, _ = watching(tmp_path / "e" / "b" if one else tmp_path / "e", during)
+    assert screen.state.runs["b"].status == "done"
+
+
+def test_one_run_is_waited_for_while_its_experiment_is_trained(tmp_path: Path) -> None:
+    """It is interrupted, and its turn comes when another run is done."""
+    folder = Folder(tmp_path / "e" / "r")
+    folder.start()
+    folder.write("status", status="interrupted", step=7, reason="SIGTERM")
+    lock = tmp_path / "e" / ".lock"
+    with hold(lock, "the experiment"):
+
+        def during(number: int) -> None:
+            if number == 3:
+                folder.write("status", status="running", pid=2, step=7, resumed=True)
+                folder.end(9)
+                lock.unlink()
+
+        screen, _ = watching(tmp_path / "e" / "r", during)
     assert screen.state.runs["r"].status == "done"
 
 
