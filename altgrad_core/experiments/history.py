@@ -36,7 +36,7 @@ def fed_sinks(path: Path) -> set[str]:
 def _ending(path: Path) -> list[Event]:
     """Return the last ``status`` event of a file and the ``sinks`` events after it."""
     found: list[Event] = []
-    if path.exists():
+    if path.is_file():
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if (b'"status"' in line or b'"sinks"' in line) and line.endswith(b"\n"):

@@ -43,7 +43,7 @@ def write_report(folder: str | Path, baseline: str | None = None) -> Path:
     folder = Path(folder)
     text = render(load_experiment_runs(folder), baseline)
     path = folder / REPORT
-    write_whole(path, text)
+    write_whole(path, text.encode(errors="backslashreplace"))  # a reason may name a file whose name is not UTF-8
     return path
 
 
