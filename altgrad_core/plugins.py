@@ -40,9 +40,11 @@ DEFAULT_PLUGINS = (
     "altgrad_probes",
     "altgrad_checkpoint",
     "altgrad_csv",
+    "altgrad_aim",
     "altgrad_launchers",
 )
 ENTRY_POINT_GROUP = "altgrad"
+BUILT_IN = "built-in"
 DISABLE_VARIABLE = "ALTGRAD_DISABLE_PLUGINS"
 
 # hook -> the kind of thing it registers, in the words of experiments.toml and of error texts
@@ -80,6 +82,8 @@ class Extension:
     """The ``build`` callable; for formats the ``Format``, for recipes the table."""
     options: type = NoOptions
     """attrs class whose fields are the keys accepted beside ``kind``."""
+    missing: str = ""
+    """Why it cannot be used here (the package that it ``needs`` is not installed); building it says the same."""
 
 
 @attrs.frozen
@@ -103,7 +107,7 @@ class PluginRow:
     version: str
     """Version of that distribution, ``?`` when unknown."""
     status: str = "ok"
-    """``ok``, ``missing`` (not importable because a package is absent), ``broken`` or ``disabled``."""
+    """``ok``, ``missing`` (a package is absent that it, or something it offers, needs), ``broken`` or ``disabled``."""
     reason: str = ""
     """Why the status is not ``ok``."""
     offers: dict[str, list[str]] = attrs.field(factory=dict)
@@ -132,9 +136,13 @@ class Plugins:
             raise AltgradError(unknown(kind, name, self.names(kind)) + self.hint())
         return extension
 
+    def not_loaded(self) -> list[PluginRow]:
+        """Return the plugins that offer nothing, for the reason in their row."""
+        return [row for row in self.rows if row.status != "ok" and not row.offers]
+
     def hint(self) -> str:
         """Return a sentence naming the plugins that did not load, empty when all did."""
-        silent = [f"{row.name} ({row.status}: {row.reason})" for row in self.rows if row.status != "ok"]
+        silent = [f"{row.name} ({row.status}: {row.reason})" for row in self.not_loaded()]
         return f" Plugins that did not load: {'; '.join(silent)}." if silent else ""
 
 
@@ -159,7 +167,7 @@ def load_plugins(
     manager.add_hookspecs(hookspecs)
     version = _version("altgrad")
     for module in modules:
-        row = PluginRow(name=module, source="built-in", version=version)
+        row = PluginRow(name=module, source=BUILT_IN, version=version)
         _load(plugins, manager, row, functools.partial(importlib.import_module, f"{module}.plugin"), disabled)
     for entry in sorted(entry_points, key=lambda e: (e.name, e.value)):
         dist = entry.dist
@@ -193,6 +201,22 @@ def _hooks_of(entry: importlib.metadata.EntryPoint) -> Any:
 
 def _is_hook(value: Any) -> bool:
     return callable(value) and hasattr(value, f"{hookspecs.PROJECT}_impl")
+
+
+def _is_there(package: str) -> bool:
+    # A folder of that name in the working directory (W&B leaves a "wandb") is found too, as a package without a file.
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
+def _refusing(build: Callable[..., Any], reason: str) -> Callable[..., Any]:
+    """Return what stands for a ``build`` whose package is missing."""
+
+    @functools.wraps(build)
+    def refuse(*_: Any) -> Any:
+        raise AltgradError(f"{reason[0].upper()}{reason[1:]}")
+
+    return refuse
 
 
 def _version(distribution: str) -> str:
@@ -231,6 +255,8 @@ def _load(
             plugins.extensions.update(found)
             for kind, name in found:
                 row.offers.setdefault(kind, []).append(name)
+            if missing := [extension.missing for extension in found.values() if extension.missing]:
+                row.status, row.reason = "missing", "; ".join(missing)
             return
         row.status = "broken"
         row.reason = f"the {clash.kind} '{clash.name}' is already registered by '{clash.plugin}'; rename one of them"
@@ -243,7 +269,7 @@ def _collect(manager: pluggy.PluginManager, row: PluginRow) -> dict[tuple[str, s
     found: dict[tuple[str, str], Extension] = {}
     others = [plugin for name, plugin in manager.list_name_plugin() if name != row.name]
 
-    def add(kind: str, name: str, value: Any, options: type | None) -> None:
+    def add(kind: str, name: str, value: Any, options: type | None, missing: str = "") -> None:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise TypeError(f"register() of a {kind} takes a lower-case name ({_NAME.pattern}), got {name!r}")
         if options is not None:
@@ -254,12 +280,25 @@ def _collect(manager: pluggy.PluginManager, row: PluginRow) -> dict[tuple[str, s
             raise TypeError(f"options= of the model '{name}' must have a field 'block_size'")
         if (kind, name) in found:
             raise ValueError(f"the {kind} '{name}' is registered twice")
-        found[kind, name] = Extension(kind=kind, name=name, plugin=row.name, value=value, options=options or NoOptions)
+        found[kind, name] = Extension(
+            kind=kind, name=name, plugin=row.name, value=value, options=options or NoOptions, missing=missing
+        )
 
-    def register_build(kind: str, name: str, build: Callable[..., Any], options: type | None = None) -> None:
+    def register_build(
+        kind: str,
+        name: str,
+        build: Callable[..., Any],
+        options: type | None = None,
+        *,
+        needs: str | None = None,
+        missing: str = "",
+    ) -> None:
         if not callable(build):
             raise TypeError(f"register('{name}', build): build must be callable, got {build!r}")
-        add(kind, name, build, options)
+        if not missing and needs is not None and not _is_there(needs):
+            pip = f"'altgrad[{needs}]'" if row.source == BUILT_IN else needs
+            missing = f"the {kind} '{name}' needs the package '{needs}', which is not installed: pip install {pip}"
+        add(kind, name, _refusing(build, missing) if missing else build, options, missing)
 
     def register_recipe(name: str, table: Mapping[str, Any]) -> None:
         if not isinstance(table, Mapping):

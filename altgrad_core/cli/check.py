@@ -51,10 +51,13 @@ def check(
         from altgrad_core.experiments.environment import cast_kernel
 
         console.print(f"Casts on the CPU: {cast_kernel()}", markup=False)
-    console.print(f"Plugins: {_plugins_text(needed(experiment, plugins))}", markup=False)
-    for row in plugins.rows:
-        if row.status != "ok":
-            console.print(f"Did not load: {row.name} ({row.status}): {row.reason}", markup=False)
+    used = needed(experiment, plugins)
+    console.print(f"Plugins: {_plugins_text(used)}", markup=False)
+    for extension in used:
+        if extension.missing:
+            console.print(f"Missing: {extension.missing}", markup=False)
+    for row in plugins.not_loaded():
+        console.print(f"Did not load: {row.name} ({row.status}): {row.reason}", markup=False)
 
 
 def _sizes(experiment: Experiment, plugins: Plugins) -> dict[str, PlannedSize]:

@@ -88,7 +88,8 @@ class _MarkedLog(EventLog):
 
 def _sinks(kinds: Sequence[str]) -> dict[str, Callable[[Path], MetricSink]]:
     plugins = installed()
-    names = plugins.names("sink") if "all" in kinds else dict.fromkeys(kinds)
+    usable = [name for name in plugins.names("sink") if not plugins.get("sink", name).missing]
+    names = usable if "all" in kinds else dict.fromkeys(kinds)
     return {name: _builder(plugins.get("sink", name)) for name in names}
 
 

@@ -1,0 +1,13 @@
+"""The built-in sinks through the public suite."""
+
+from __future__ import annotations
+
+from sink_suites import AimConformance, CsvConformance
+
+
+class TestCsv(CsvConformance):
+    pass
+
+
+class TestAim(AimConformance):
+    pass
