@@ -56,7 +56,7 @@ class Repository:
     def open(self, run_hash: str | None) -> Run:
         """Return a run to write to: a new one, or the one of that hash; ``StateLost`` when there is none."""
         from aim import Run
-        from aim.sdk.errors import MissingRunError, RunLockingError
+        from aim.sdk.errors import RunLockingError
         from filelock import Timeout
 
         options: dict[str, Any] = {
@@ -68,12 +68,9 @@ class Repository:
         with self.lock():
             if run_hash is None:
                 return Run(**options)
-            if not self._has(run_hash):
-                raise _lost(run_hash, self._repo)
+            self._check(run_hash)
             try:
                 return Run(run_hash, **options)
-            except MissingRunError:
-                raise _lost(run_hash, self._repo) from None
             except (RunLockingError, Timeout):
                 # Left by a process that was killed, perhaps on another machine. That no other writes to it is known by
                 # the lock of the run's folder.
@@ -84,8 +81,7 @@ class Repository:
 
         Aim overwrites what is tracked at the same step again, but leaves last value, minimum and maximum as they were.
         """
-        if not self._has(run_hash):
-            raise _lost(run_hash, self._repo)
+        self._check(run_hash)
         meta = self._repo.request_tree("meta", run_hash, read_only=False).subtree("meta")
         series = self._repo.request_tree("seqs", run_hash, read_only=False).subtree("seqs")
         run = meta.subtree(("chunks", run_hash))
@@ -96,7 +92,8 @@ class Repository:
                     place = (*versioned, run_hash, context, name)
                     kept = _cut_series(series.subtree(place), step)
                     if kept:
-                        run["traces", context, name] = {**facts, **kept}
+                        others = {key: fact for key, fact in facts.items() if key not in ("min", "max")}
+                        run["traces", context, name] = {**others, **kept}
                     else:
                         del series[place]
                         del run["traces", context, name]
@@ -135,13 +132,14 @@ class Repository:
         """Let go of it: Aim gives one object to all who open the same repository in a process."""
         del self._repo
 
-    def _has(self, run_hash: str) -> bool:
-        """Tell whether a run is there; Aim's own answer is up to half a second old."""
-        return self.is_remote or (self._folder / "meta" / "chunks" / run_hash).is_dir()
-
-
-def _lost(run_hash: str, repo: Repo) -> StateLost:
-    return StateLost(f"the Aim run {run_hash} is not in {repo.path} any more.")
+    def _check(self, run_hash: str) -> None:
+        """Raise ``StateLost`` when there is no such run: asked for, Aim would make an empty one."""
+        if self.is_remote:
+            there = self._repo.run_exists(run_hash)
+        else:  # Aim's own answer is up to half a second old
+            there = (self._folder / "meta" / "chunks" / run_hash).is_dir()
+        if not there:
+            raise StateLost(f"the Aim run {run_hash} is not in {self._repo.path} any more.")
 
 
 def _cut_series(series: Any, step: int) -> dict[str, Any]:
@@ -169,6 +167,6 @@ def _ui_runs(path: str) -> bool:
 
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):  # of another user, or gone
-            if process.environ().get(_UI) == path:
+            if os.path.realpath(process.environ().get(_UI, "")) == os.path.realpath(path):
                 return True
     return False

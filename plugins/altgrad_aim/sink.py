@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from aim import Run
 
 _NO_STEP = -1
-_INT64 = 1 << 63
 
 
 class AimSink:
@@ -110,11 +109,9 @@ class AimSink:
 
 
 def storable(value: Any) -> Any:
-    """Return a nested value as Aim can store it: UTF-8 texts, and integers of 64 bits, beyond which they become texts."""
+    """Return a nested value as Aim can store it: with texts that are UTF-8, half a surrogate pair spelled out."""
     if isinstance(value, dict):
         return {storable(str(key)): storable(item) for key, item in value.items()}
     if isinstance(value, list):
         return [storable(item) for item in value]
-    if isinstance(value, int) and not -_INT64 <= value < _INT64:
-        return str(value)
     return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
