@@ -14,8 +14,7 @@ import shutil
 import signal
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ClassVar
@@ -23,6 +22,7 @@ from typing import ClassVar
 import pytest
 
 from altgrad_core.experiments.eventlog import EventLog
+from altgrad_core.testing.counting import CountedSuite
 from altgrad_core.testing.sinkdriver import Fed, feed_and_kill
 from altgrad_core.testing.sinkevents import OTHER_EVENTS, Row, as_float32, by_metric, course, difference, rows_of, timed
 from altgrad_core.training.events import Event, MetricSink, StateLost
@@ -38,36 +38,17 @@ CLAUSES = {
 _STATE_CALLS, _STATE_S, _STATE_BYTES = 1000, 2.0, 10_000
 
 
-class _Summary:
-    """A plugin of pytest that prints a line for each class."""
-
-    NAME = "altgrad sink conformance"
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        terminalreporter.section("sink conformance")
-        for line in self.lines:
-            terminalreporter.write_line(line)
-
-
-class SinkConformance:
+class SinkConformance(CountedSuite):
     """Subclass it, say how the sink is built and read back, and pytest finds the tests.
 
     Class and file must be importable without pytest's help, since some checks kill a process that uses the sink.
     """
 
-    cannot: ClassVar[Mapping[str, str]] = {}
-    """Clauses of ``CLAUSES`` that the sink does not keep, each with the reason; they are shown as skipped."""
+    clauses = CLAUSES
     single_precision: ClassVar[bool] = False
     """Whether the store holds float32."""
     many_values: ClassVar[int] = 100_000
     """How many values a long run has, a thousand at a step."""
-
-    _counts: ClassVar[Counter[str]] = Counter()  # checks of each test
-    _count = 0
-    _is_off = False
 
     def build(self, folder: Path) -> MetricSink:
         """Return the sink of the run in ``folder``, ``.../runs/EXPERIMENT/RUN``; each check has a ``runs`` of its own."""
@@ -83,31 +64,6 @@ class SinkConformance:
         None when there is no way to break it.
         """
         return None
-
-    @pytest.fixture(autouse=True, scope="class")
-    @classmethod
-    def _told(cls, request: pytest.FixtureRequest) -> Iterator[None]:
-        """Have it said at the end of the run what was checked and what was not."""
-        cls._counts = Counter()
-        yield
-        plugins = request.config.pluginmanager
-        if not plugins.has_plugin(_Summary.NAME):
-            plugins.register(_Summary(), _Summary.NAME)
-        off = "".join(f"; not {name}: {reason}" for name, reason in cls.cannot.items())
-        line = f"{cls.__name__}: {cls._counts.total()} checks in {len(cls._counts)} tests{off}"
-        plugins.get_plugin(_Summary.NAME).lines.append(line)
-
-    @pytest.fixture(autouse=True)
-    def _counted(self, request: pytest.FixtureRequest) -> Iterator[None]:
-        """Fail a test that passed and has checked nothing."""
-        unknown = set(self.cannot) - set(CLAUSES)
-        assert not unknown, f"cannot: unknown clause {', '.join(sorted(unknown))}; known: {', '.join(CLAUSES)}"
-        failed = request.session.testsfailed
-        yield
-        passed = request.session.testsfailed == failed and not self._is_off
-        assert self._count or not passed, "this test has checked nothing"
-        if self._count:
-            self._counts[request.node.name] += self._count
 
     def test_every_value_in_order(self, tmp_path: Path) -> None:
         """All values of a run are stored, each once, in the order of the events."""
@@ -179,7 +135,7 @@ class SinkConformance:
                 state = fed.call(fed.sink.state_dict)
                 assert isinstance(state, dict), f"state_dict() returns a dict, got {state!r}"
                 assert json.loads(json.dumps(state, allow_nan=False)) == state, f"not of JSON types: {state!r}"
-                self._count += 1
+                self.count += 1
         self._check(folder, events)
 
     def test_goes_on_after_close(self, tmp_path: Path) -> None:
@@ -222,7 +178,7 @@ class SinkConformance:
 
     def test_another_course_after_a_kill(self, tmp_path: Path) -> None:
         """A resumed run that measures less than the crashed stretch did has none of what came after the checkpoint."""
-        self._needs("going_back")
+        self.needs("going_back")
         folder, events = self._folder(tmp_path), course(range(9))
         states = feed_and_kill(self, folder, events)
         place = _place_of_step(events, 5)
@@ -233,7 +189,7 @@ class SinkConformance:
 
     def test_a_store_that_is_gone(self, tmp_path: Path) -> None:
         """``StateLost``, after which the same sink gets all events of the run anew."""
-        self._needs("state_lost")
+        self.needs("state_lost")
         folder, events = self._folder(tmp_path), course(range(6))
         with self._fed(folder) as fed:
             fed.write(*events)
@@ -247,14 +203,14 @@ class SinkConformance:
         with self._fed(folder) as again:
             with pytest.raises(StateLost, match=r"\w"):
                 again.call(again.sink.load_state_dict, json.loads(state))
-            self._count += 1
+            self.count += 1
             again.write(*events)
         self._check(folder, events)
 
     @pytest.mark.parametrize("again", [True, False], ids=["comes again", "does not"])
     def test_a_write_that_raises_has_stored_nothing(self, tmp_path: Path, again: bool) -> None:
         """A store that fails for a while: the event that came in vain comes again and stands there once, or not at all."""
-        self._needs("failing_store")
+        self.needs("failing_store")
         folder, events = self._folder(tmp_path), course(range(8))
         place = _place_of_step(events, 4)  # an event of several values
         with self._fed(folder) as fed:
@@ -262,13 +218,13 @@ class SinkConformance:
             before = fed.states[-1]
             context = self.failing(folder)
             if context is None:
-                self._switch_off("failing() is not overridden, so no store that fails was tried")
+                self.switch_off("failing() is not overridden, so no store that fails was tried")
             with context:
                 for _ in range(3):
                     try:
                         fed.call(fed.sink.write, json.loads(json.dumps(events[place])))
                     except Exception as error:  # whatever a store that fails raises
-                        self._count += 1
+                        self.count += 1
                         raised = error
                     else:
                         pytest.fail("write() did not raise, though the store failed")
@@ -323,7 +279,7 @@ class SinkConformance:
         assert len(fed.states[-1]) < _STATE_BYTES, (
             f"the state has {len(fed.states[-1])} bytes; it is kept after each event"
         )
-        self._count += 2
+        self.count += 2
         self._check(folder, events)
 
     def test_the_process_is_left_alone(self, tmp_path: Path) -> None:
@@ -336,7 +292,7 @@ class SinkConformance:
         for now in (during, _what_training_owns()):
             changed = [name for name, value in before.items() if now[name] != value]
             assert not changed, f"the sink has changed: {', '.join(changed)}"
-            self._count += 1
+            self.count += 1
         self._check(folder, events)
 
     def _folder(self, root: Path, name: str = "run") -> Path:
@@ -353,14 +309,6 @@ class SinkConformance:
     def _fed(self, folder: Path, state: str | None = None) -> Fed:
         return Fed(lambda: self.build(folder), state)
 
-    def _needs(self, clause: str) -> None:
-        if clause in self.cannot:
-            self._switch_off(self.cannot[clause])
-
-    def _switch_off(self, reason: str) -> None:
-        self._is_off = True
-        pytest.skip(reason)
-
     def _check(self, folder: Path, events: Sequence[Event], where: str = "") -> None:
         """Compare what the store holds with what it should."""
         got, expected = list(self.stored(folder)), rows_of(events)
@@ -371,7 +319,7 @@ class SinkConformance:
             got, expected = by_metric(got), by_metric(expected)
         said = difference(got, expected)
         assert not said, where + said
-        self._count += 1
+        self.count += 1
 
 
 def _place_of_step(events: Sequence[Event], step: int) -> int:
@@ -382,10 +330,10 @@ def _what_training_owns() -> dict[str, object]:
     import numpy as np
     import torch
 
-    _, words, *rest = np.random.get_state(legacy=True)
+    numpy_state = np.random.get_state(legacy=False)["state"]
     return {
         "the random generator of Python": random.getstate(),
-        "the random generator of NumPy": (words.tobytes(), rest),
+        "the random generator of NumPy": (numpy_state["key"].tobytes(), numpy_state["pos"]),
         "the random generator of torch": torch.random.get_rng_state().tolist(),
         "sys.stdout": sys.stdout,
         "sys.stderr": sys.stderr,

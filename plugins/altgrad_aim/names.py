@@ -5,6 +5,7 @@ from __future__ import annotations
 from altgrad_core.training.events import SIMULATED
 
 SUBSETS = ("train", "val")
+_MARK = f"{SIMULATED}/"
 
 
 def to_aim(metric: str) -> tuple[str, dict[str, str]]:
@@ -12,20 +13,20 @@ def to_aim(metric: str) -> tuple[str, dict[str, str]]:
 
     A simulated metric keeps the word in its name, ``simulated/loss``. A mean over layers, ``grad_cos_sim``, has no context.
     """
-    prefix, rest = "", metric
-    if metric.startswith(f"{SIMULATED}/"):
-        prefix, rest = f"{SIMULATED}/", metric.removeprefix(f"{SIMULATED}/")
-    first, _, last = rest.partition("/")
+    prefix = _MARK if metric.startswith(_MARK) else ""
+    first, _, last = metric.removeprefix(prefix).partition("/")
     if not (first and last):
         return metric, {}
-    if first in SUBSETS:
-        return prefix + last, {"subset": first}
-    return prefix + first, {"layer": last}
+    if first not in SUBSETS:
+        return prefix + first, {"layer": last}
+    if last.startswith(_MARK):  # the name of another metric, that of a simulation
+        return metric, {}
+    return prefix + last, {"subset": first}
 
 
 def from_aim(name: str, context: dict[str, str]) -> str:
     """Return the metric that ``to_aim`` gave ``name`` and ``context``."""
-    prefix = f"{SIMULATED}/" if context and name.startswith(f"{SIMULATED}/") else ""
+    prefix = _MARK if context and name.startswith(_MARK) else ""
     rest = name.removeprefix(prefix)
     if "subset" in context:
         return f"{prefix}{context['subset']}/{rest}"

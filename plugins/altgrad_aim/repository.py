@@ -115,7 +115,7 @@ class Repository:
         import aimrocks.errors
         from aim.sdk.index_manager import RepoIndexManager
 
-        if self.is_remote or _ui_runs(self._repo.path):
+        if self.is_remote or ui_runs(self._repo.path):
             return
         with self.lock():
             for attempt in range(_INDEX_TRIES):
@@ -161,7 +161,7 @@ def _cut_series(series: Any, step: int) -> dict[str, Any]:
     return {"last_step": last_step, "last": last, **({"min": min(numbers), "max": max(numbers)} if numbers else {})}
 
 
-def _ui_runs(path: str) -> bool:
+def ui_runs(path: str) -> bool:
     """Tell whether ``aim up`` runs on this machine for the repository in ``path``."""
     import psutil
 

@@ -29,7 +29,7 @@ class AimSink:
         self._repository = Repository(place or str(self._folder.parents[2]))
         self._run: Run | None = None
         self._step = _NO_STEP
-        self._is_closed = self._described = False
+        self._is_described = self._is_marked = self._is_closed = False
         self._is_torn = False  # the last write failed, maybe half way
 
     def write(self, event: Event) -> None:
@@ -39,8 +39,10 @@ class AimSink:
             return
         run = self._opened()
         self._is_torn = True
-        if event.get(SIMULATED) and kind == "status":
-            run.add_tag(SIMULATED)
+        if event.get(SIMULATED) and not self._is_marked:
+            with self._repository.lock():
+                run.add_tag(SIMULATED)
+            self._is_marked = True
         if kind == "metrics":
             self._track(run, event)
         elif kind == "alert":
@@ -82,10 +84,10 @@ class AimSink:
         """Return the run, made when there is none; after a failure half way the same is gone on with."""
         if self._run is None:
             self._run = self._repository.open(None)
-        if not self._described:
+        if not self._is_described:
             with self._repository.lock():
                 self._describe(self._run)
-            self._described = True
+            self._is_described = True
         return self._run
 
     def _describe(self, run: Run) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+
+import pytest
 from sink_suites import AimConformance, CsvConformance
 
 
@@ -9,5 +12,7 @@ class TestCsv(CsvConformance):
     pass
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("aim") is None, reason="pip install 'altgrad[aim]'; none for Python 3.13")
 class TestAim(AimConformance):
     pass
