@@ -49,12 +49,19 @@ class Register(Protocol):
     """``register(name, build, options=Options)``: adds an implementation under the ``kind`` that TOML files use."""
 
     def __call__(
-        self, name: str, build: Callable[..., Any], options: type | None = None, *, needs: str | None = None
+        self,
+        name: str,
+        build: Callable[..., Any],
+        options: type | None = None,
+        *,
+        needs: str | None = None,
+        missing: str = "",
     ) -> None:
         """Add it; ``options`` is an attrs class, or None when there are none.
 
         ``needs`` is a package, by the name of its module, that ``build`` imports and that not everybody has installed.
-        ``altgrad plugins`` and ``altgrad check`` say so where it is missing, and whoever asks for this is told.
+        ``altgrad plugins`` and ``altgrad check`` say so where it is missing, and whoever asks for this is told. ``missing``
+        says why it cannot be used here for a reason of another kind.
         """
 
 

@@ -40,6 +40,7 @@ DEFAULT_PLUGINS = (
     "altgrad_probes",
     "altgrad_checkpoint",
     "altgrad_csv",
+    "altgrad_aim",
     "altgrad_launchers",
     "altgrad_tensorboard",
     "altgrad_wandb",
@@ -286,16 +287,20 @@ def _collect(manager: pluggy.PluginManager, row: PluginRow) -> dict[tuple[str, s
         )
 
     def register_build(
-        kind: str, name: str, build: Callable[..., Any], options: type | None = None, *, needs: str | None = None
+        kind: str,
+        name: str,
+        build: Callable[..., Any],
+        options: type | None = None,
+        *,
+        needs: str | None = None,
+        missing: str = "",
     ) -> None:
         if not callable(build):
             raise TypeError(f"register('{name}', build): build must be callable, got {build!r}")
-        missing = ""
-        if needs is not None and not _is_there(needs):
+        if not missing and needs is not None and not _is_there(needs):
             pip = f"'altgrad[{needs}]'" if row.source == BUILT_IN else needs
             missing = f"the {kind} '{name}' needs the package '{needs}', which is not installed: pip install {pip}"
-            build = _refusing(build, missing)
-        add(kind, name, build, options, missing)
+        add(kind, name, _refusing(build, missing) if missing else build, options, missing)
 
     def register_recipe(name: str, table: Mapping[str, Any]) -> None:
         if not isinstance(table, Mapping):

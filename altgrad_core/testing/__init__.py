@@ -6,9 +6,42 @@ A format of your own is tested by::
 
     class TestMyFP8(FormatConformance):
         format = "myfp8"
+
+A metric sink of your own by::
+
+    from altgrad_core.testing import SinkConformance
+
+    class TestMySink(SinkConformance):
+        def build(self, folder):
+            return MySink(folder / "my.db")
+
+        def stored(self, folder):
+            return [(row.step, row.metric, row.value) for row in open_my_db(folder / "my.db")]
+
+Importing this package imports neither torch nor hypothesis: a sink is also fed in processes that do nothing else.
 """
 
-from altgrad_core.testing.formats import FormatConformance
-from altgrad_core.testing.strategies import landmarks, tensors
+from __future__ import annotations
 
-__all__ = ["FormatConformance", "landmarks", "tensors"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from altgrad_core.testing.formats import FormatConformance
+    from altgrad_core.testing.sinks import SinkConformance
+    from altgrad_core.testing.strategies import landmarks, tensors
+
+_LAZY = {
+    "FormatConformance": "altgrad_core.testing.formats",
+    "SinkConformance": "altgrad_core.testing.sinks",
+    "landmarks": "altgrad_core.testing.strategies",
+    "tensors": "altgrad_core.testing.strategies",
+}
+
+__all__ = ["FormatConformance", "SinkConformance", "landmarks", "tensors"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'altgrad_core.testing' has no attribute '{name}'")

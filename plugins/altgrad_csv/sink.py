@@ -32,9 +32,13 @@ class CsvSink:
             writer.writerow(["step", "metric", "value"])
         writer.writerows([event["step"], name, value] for name, value in event["values"].items())
         rest = rows = text.getvalue().encode(errors="backslashreplace")
-        self._file.truncate(self._bytes)  # also takes away what an attempt that failed left
-        while rest:
-            rest = rest[self._file.write(rest) :]
+        self._file.truncate(self._bytes)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            self._file.truncate(self._bytes)
+            raise
         self._bytes += len(rows)
 
     def close(self) -> None:

@@ -30,6 +30,7 @@ def test_imports_run_downwards() -> None:
         "import sys; sys.argv = ['altgrad', 'simulate', '--help']; from altgrad_core.cli.main import app; "
         "app(standalone_mode=False)",
         "import altgrad_core.console.follow, altgrad_core.simulation.play",
+        "from altgrad_core.testing import SinkConformance",
         "from altgrad_core.experiments.config import load_experiment; load_experiment('experiments.toml')",
     ],
 )

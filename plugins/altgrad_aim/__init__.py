@@ -1,0 +1,1 @@
+"""Metrics, alerts and the configuration as runs of an Aim repository."""

@@ -1,0 +1,119 @@
+"""The sink ``aim``: metrics and alerts become sequences of an Aim run, the configuration its parameters.
+
+The run's hash and the last step are the sink's state. Aim keeps one value for each name, context and step, so that a step
+which comes again overwrites itself; what a crashed stretch tracked later is taken away when the run is resumed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tomli
+
+from altgrad_aim.names import to_aim
+from altgrad_aim.repository import Repository
+from altgrad_core.training.events import SIMULATED, Event, metrics_of
+
+if TYPE_CHECKING:
+    from aim import Run
+
+_NO_STEP = -1
+
+
+class AimSink:
+    """Writes the run in ``run_folder`` to the repository in ``place``; by default ``.aim`` beside the runs folder."""
+
+    def __init__(self, place: str, run_folder: Path) -> None:
+        self._folder = run_folder.resolve()
+        self._repository = Repository(place or str(self._folder.parents[2]))
+        self._run: Run | None = None
+        self._step = _NO_STEP
+        self._is_described = self._is_marked = self._is_closed = False
+        self._is_torn = False  # the last write failed, maybe half way
+
+    def write(self, event: Event) -> None:
+        """Track a ``metrics`` or ``alert`` event; take facts and status as parameters; pass over what else there is."""
+        kind = event["event"]
+        if kind not in ("metrics", "alert", "init", "status"):
+            return
+        run = self._opened()
+        self._is_torn = True
+        if event.get(SIMULATED) and not self._is_marked:
+            with self._repository.lock():
+                run.add_tag(SIMULATED)
+            self._is_marked = True
+        if kind == "metrics":
+            self._track(run, event)
+        elif kind == "alert":
+            self._alert(run, event)
+        elif kind == "init":
+            run["facts", event["what"]] = storable(event["facts"])
+        else:
+            run["altgrad", "status"] = event["status"]
+        self._repository.flush()
+        self._is_torn = False
+        self._step = max(self._step, event.get("step") or 0) if kind in ("metrics", "alert") else self._step
+
+    def close(self) -> None:
+        """End the run in Aim and show it to queries."""
+        run, self._run = self._run, None
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if run is not None:
+            run_hash = run.hash
+            run.close()
+            del run  # with it the files are closed
+            if self._is_torn:
+                self._repository.cut(run_hash, self._step)
+            self._repository.index(run_hash)
+        self._repository.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the run's hash, which makes the run if there is none, and the last step that was written."""
+        return {"run": self._opened().hash, "step": self._step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with that run, without what it tracked later; ``StateLost`` when it is gone."""
+        self._repository.cut(state["run"], state["step"])
+        self._run = self._repository.open(state["run"])
+        self._step = state["step"]
+
+    def _opened(self) -> Run:
+        """Return the run, made when there is none; after a failure half way the same is gone on with."""
+        if self._run is None:
+            self._run = self._repository.open(None)
+        if not self._is_described:
+            with self._repository.lock():
+                self._describe(self._run)
+            self._is_described = True
+        return self._run
+
+    def _describe(self, run: Run) -> None:
+        run.name, run.experiment = self._folder.name, self._folder.parent.name
+        run["altgrad"] = {"folder": storable(str(self._folder))}
+        config = self._folder / "run.toml"
+        if config.exists():
+            table = tomli.loads(config.read_text(encoding="utf-8"))
+            run["hparams"] = storable({key: value for key, value in table.items() if key != "sink"})
+
+    def _track(self, run: Run, event: Event) -> None:
+        for metric, value in metrics_of(event).items():
+            name, context = to_aim(storable(metric))
+            run.track(value, name=name, step=event["step"], context=context)
+
+    def _alert(self, run: Run, event: Event) -> None:
+        from aim import Text
+
+        text = f"{event['alert']} ({event['action']}): {event['message']}"
+        run.track(Text(storable(text)), name="alerts", step=event["step"], context={"alert": storable(event["alert"])})
+
+
+def storable(value: Any) -> Any:
+    """Return a nested value as Aim can store it: with texts that are UTF-8, half a surrogate pair spelled out."""
+    if isinstance(value, dict):
+        return {storable(str(key)): storable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [storable(item) for item in value]
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
