@@ -42,6 +42,8 @@ DEFAULT_PLUGINS = (
     "altgrad_csv",
     "altgrad_aim",
     "altgrad_launchers",
+    "altgrad_tensorboard",
+    "altgrad_wandb",
 )
 ENTRY_POINT_GROUP = "altgrad"
 BUILT_IN = "built-in"

@@ -126,55 +126,82 @@ def main() -> None:
     keep_freed_memory()
     import torch
 
+    from altgrad_core.experiments.sinkrunner import Patience
+
     engine = make_engine("e5m2", ["stability", "gradients", "updates"], torch.device("cpu"), small=True)
-    times: dict[str, list[list[float]]] = {name: [] for name in VARIANTS}
-    order, chance = list(VARIANTS), random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
-        _block(engine, None, arguments.steps, Path(folder) / "warm")
-        for number in range(arguments.rounds):
-            chance.shuffle(order)
-            for position, name in enumerate(order):
-                place = Path(folder) / f"{number}-{position}"
-                times[name].append(_block(engine, VARIANTS[name], arguments.steps, place))
+        builds = {name: _builder(kind) for name, kind in VARIANTS.items()}
+        times = take_turns(engine, builds, arguments.rounds, arguments.steps, Path(folder), Patience(stalled_s=0.05))
         ended = _real_run(Path(folder))
     result = {
         "command": f"python benchmarks/sinks.py --rounds {arguments.rounds} --steps {arguments.steps}",
         "machine": machine(),
         "step_ms_without": round(1000 * statistics.median(itertools.chain(*times["none"])), 2),
-        "ratio": {},
+        "ratio": ratios(times),
         "real_run": ended,
     }
-    print(f"{'sink':28}{'x none':>8}{'middle half of the rounds':>28}")
-    for name in VARIANTS:
-        # Within a round, against both blocks without a sink.
-        ratios = []
-        for number, block in enumerate(times[name]):
-            others = [times[n][number] for n in ("none", "none, again") if n != name]
-            ratios.append(statistics.median(block) / statistics.median(itertools.chain(*others)))
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        result["ratio"][name] = {"median": round(middle, 4), "quartiles": [round(low, 4), round(high, 4)]}
-        print(f"{name:28}{middle:8.3f}{low:19.3f} - {high:.3f}")
     print(json.dumps(ended, indent=1))
     target = Path(__file__).parent / "results" / "sinks-cpu.json"
     target.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def _block(engine, kind: str | None, steps: int, folder: Path) -> list[float]:
+def take_turns(
+    engine, builds, rounds: int, steps: int, folder: Path, patience, shape=lambda event: event, begun: bool = False
+):
+    """Return variant -> the seconds of each step of each of its blocks; ``builds`` are None where there is no sink.
+
+    ``shape`` changes what the log is told of each step; ``begun``: a block waits until its sink has taken an event.
+    """
+    times: dict[str, list[list[float]]] = {name: [] for name in builds}
+    order, chance = list(builds), random.Random(0)
+    _block(engine, None, steps, folder / "warm", patience, shape, begun)
+    for number in range(rounds):
+        chance.shuffle(order)
+        for position, name in enumerate(order):
+            place = folder / f"{number}-{position}"
+            times[name].append(_block(engine, builds[name], steps, place, patience, shape, begun))
+    return times
+
+
+def ratios(times: dict[str, list[list[float]]]) -> dict[str, dict[str, object]]:
+    """Print and return each variant's step time over that of both blocks without a sink in the same round."""
+    found = {}
+    print(f"{'sink':28}{'x none':>8}{'middle half of the rounds':>28}")
+    for name, blocks in times.items():
+        each = []
+        for number, block in enumerate(blocks):
+            others = [times[n][number] for n in ("none", "none, again") if n != name]
+            each.append(statistics.median(block) / statistics.median(itertools.chain(*others)))
+        low, middle, high = statistics.quantiles(each, n=4)
+        found[name] = {"median": round(middle, 4), "quartiles": [round(low, 4), round(high, 4)]}
+        print(f"{name:28}{middle:8.3f}{low:19.3f} - {high:.3f}")
+    return found
+
+
+def _builder(kind: str | None):
     from altgrad_csv.sink import CsvSink
 
-    from altgrad_core.experiments.eventlog import EventLog
-    from altgrad_core.experiments.sinkrunner import Patience
-
-    folder.mkdir()
-    log = EventLog(folder / "events.jsonl", Patience(stalled_s=0.05))
     names: dict = {}
     exec(PLUGIN, names)
+    if kind == "csv":
+        return lambda folder: CsvSink(folder / "metrics.csv")
+    return kind and (lambda folder: names[kind]())
+
+
+def _block(engine, build, steps: int, folder: Path, patience, shape, begun: bool) -> list[float]:
+    from altgrad_core.experiments.eventlog import EventLog
+
+    folder.mkdir()
+    log = EventLog(folder / "events.jsonl", patience)
     built = []
-    if kind is not None:
-        make = (lambda: CsvSink(folder / "metrics.csv")) if kind == "csv" else names[kind]
-        log.add_sink("sink", lambda: built.append(make()) or built[0])
+    if build is not None:
+        log.add_sink("sink", lambda: built.append(build(folder)) or built[0])
     log.start_sinks(folder / "sinks.json")
-    engine.emit = log.emit
+    if begun:
+        log.log("A block begins.")
+        while build and log.state_dict()["sinks"].get("sink", {}).get("place") != log.state_dict()["place"]:
+            time.sleep(0.01)
+    engine.emit = lambda event: log.emit(shape(event))
     times = []
     for _ in range(steps):
         started = time.perf_counter()

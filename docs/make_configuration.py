@@ -74,8 +74,10 @@ switches it off, `true` on. What a table leaves out is as in the default.
 
 
 SINKS = """A receiver of the metrics of all runs; as many tables as you like, each with its `kind`. Sinks stand in the file alone: there is no
-`--set` for them, and since they decide nothing of what is trained, they may be added and removed at any time; a finished run is not sent again.
-Your own: [plugins.md](plugins.md#write-a-sink).
+`--set` for them, and since they decide nothing of what is trained, they may be added and removed at any time; one that is added to a
+finished run gets all of it at the next `altgrad run`.
+W&B and TensorBoard, and what a run that goes on looks like in them: [trackers.md](trackers.md). Your own:
+[plugins.md](plugins.md#write-a-sink).
 
 ```toml
 [[sink]]

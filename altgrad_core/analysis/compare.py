@@ -1,94 +1,30 @@
 """Runs side by side: what each one ended with, and how far that is from the baseline.
 
-A rate of a run is the mean over its logged steps of the mean over layers. What was not measured is None and is shown
-as ``-``, never as 0. The distance from the baseline is taken at the last step at which **both** runs have a loss, so
-that an unfinished run is not compared with a baseline that trained longer, and never at step 0, where nothing is trained.
+Runs that differ in nothing but the seed make a group. Where the baseline was trained with several seeds, too, a run is
+compared with the baseline's run of its own seed, which saw the same batches from the same first weights.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import attrs
 
-from altgrad_core.analysis.runs import Run
-from altgrad_core.analysis.table import table
+from altgrad_core.analysis.rows import LAST_TRAINING_LOSSES, Row, judged_losses, make_row
+from altgrad_core.analysis.runs import Run, names_of
+from altgrad_core.analysis.seeds import Group, make_groups, same_but_seed
+from altgrad_core.analysis.table import blocks, seeds_table, table
 from altgrad_core.analysis.verdict import verdict
 from altgrad_core.errors import AltgradError, unknown
 from altgrad_core.training.events import to_json
 
-__all__ = ["Comparison", "Row", "compare", "table"]
+__all__ = ["Comparison", "Group", "Row", "blocks", "compare", "seeds_table", "table"]
 
-LAST_TRAINING_LOSSES = 10
-LossKind = Literal["validation", "training"]
-
-# What may differ between two runs of which the number format is the question. `alerts` decides when a run stops,
-# which its status shows.
-_FREE = ("experiment", "name", "baseline", "recipe", "checkpoint", "probes", "alerts", "sinks", "launcher", "fork")
-
-
-@attrs.frozen(kw_only=True)
-class Row:
-    """One run in the comparison."""
-
-    name: str
-    """The run's name; with the experiment's in front when two runs share one."""
-    folder: str
-    """Its folder."""
-    baseline: bool
-    """Whether the others are compared with it."""
-    recipe: str
-    """Name of its recipe; empty when the configuration has none."""
-    status: str
-    """pending, running, done, failed, stopped or interrupted."""
-    reason: str
-    """Why, in the words of the run; may be empty."""
-    steps: int | None
-    """Last step with a training loss."""
-    planned_steps: int | None
-    """Steps the configuration asks for."""
-    loss_kind: LossKind | None
-    """``validation``; ``training`` (the mean of the last 10) when the run has no validation loss."""
-    final_loss: float | None
-    """Loss at the last step that has one, in nats a token; NaN when that is what the run logged."""
-    final_step: int | None
-    """That step; earlier than ``steps`` for a run that ended between two evaluations."""
-    best_loss: float | None
-    """Smallest finite loss; for ``training`` the smallest mean of 10 losses in a row."""
-    compared_step: int | None
-    """Step at which this run and the baseline are compared."""
-    compared_at_end: bool
-    """Whether that is the last step with a loss of both."""
-    compared_loss: float | None
-    """This run's loss there."""
-    baseline_loss: float | None
-    """The baseline's loss there."""
-    difference_percent: float | None
-    """100 * (compared_loss / baseline_loss - 1); positive is worse."""
-    grad_cos_sim: float | None
-    """Mean cosine similarity between the gradients and those of the FP32 shadow, -1 to 1."""
-    overflow_percent: float | None
-    """Elements beyond the format's largest value, in % of those cast."""
-    underflow_percent: float | None
-    """Non-zero elements that became zero, in % of those cast."""
-    bit_stall_percent: float | None
-    """Weights with a gradient whose value, as the GEMM reads it, a step does not change, in %."""
-    tokens_per_s: float | None
-    """Median training speed."""
-    speed_ratio: float | None
-    """``tokens_per_s`` over the baseline's."""
-    wall_time_s: float | None
-    """Time spent, over all stretches; None before the start."""
-    nan_steps: int | None
-    """Logged steps with a training loss or gradient norm that is not finite; None before the first step."""
-    alerts: int
-    """Alerts raised."""
-    differs_in: tuple[str, ...]
-    """Keys, beside the recipe, in which the configuration differs from the baseline's."""
-    verdict: str
-    """The row in words."""
+# The target is a little above the baseline's own end, since a run that is its equal but for noise misses that every
+# second time; and its steps say how much longer a format takes, where the losses only say that it is behind.
+TARGET_PERCENT = 1.0
 
 
 @attrs.frozen(kw_only=True)
@@ -97,61 +33,60 @@ class Comparison:
 
     rows: tuple[Row, ...]
     """One for each run."""
+    groups: tuple[Group, ...]
+    """Runs that differ only in their seed, where there are two or more."""
     baseline: Row | None
     """The baseline's row, None when there is none."""
+    loss_target: float | None
+    """Loss of which ``steps_to_target`` speaks, in nats a token; None without a baseline that has a loss."""
     notes: tuple[str, ...]
     """What a reader must know to read the rows right."""
 
     @property
     def verdicts(self) -> tuple[str, ...]:
-        """Each run in words, in the order of the rows."""
-        return tuple(row.verdict for row in self.rows)
+        """Each group in words, then each run, in the order of the rows."""
+        return (*(group.sentence for group in self.groups), *(row.verdict for row in self.rows))
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON types only: missing values are None, NaN and infinities are strings as in events.jsonl."""
-        rows = [{key: _plain(value) for key, value in attrs.asdict(row).items()} for row in self.rows]
-        return {"baseline": self.baseline.name if self.baseline else None, "runs": rows, "notes": list(self.notes)}
+        return {
+            "baseline": self.baseline.name if self.baseline else None,
+            "loss_target": self.loss_target,
+            "runs": [_plain_fields(row) for row in self.rows],
+            "groups": [_plain_fields(group) for group in self.groups],
+            "notes": list(self.notes),
+        }
 
 
-def compare(runs: Sequence[Run], baseline: Run | str | None = None) -> Comparison:
-    """Compare ``runs`` with ``baseline``: one of them, or its name; by default the one whose configuration says so."""
+def compare(runs: Sequence[Run], baseline: Run | str | None = None, *, loss_target: float | None = None) -> Comparison:
+    """Compare ``runs`` with ``baseline``: one of them, or its name; by default the one whose configuration says so.
+
+    ``loss_target``, in nats a token, is what ``steps_to_target`` counts to: by default 1 % above the baseline's final loss.
+    """
     if not runs:
         raise AltgradError("Expected at least one run to compare, got none.")
-    names = _names(runs)
-    notes = []
-    base = _baseline(runs, names, baseline)
-    marked = [name for run, name in zip(runs, names, strict=True) if run.baseline]
-    if base is None:
-        if len(runs) > 1:
-            notes.append("No run is the baseline, so no differences are given.")
-    elif baseline is None and len(marked) > 1:
-        notes.append(f"Several runs are marked as baseline ({', '.join(marked)}); compared with the first.")
-    plain = [_row(run, name, base) for run, name in zip(runs, names, strict=True)]
-    base_row = next((row for row in plain if row.baseline), None)
-    rows = tuple(attrs.evolve(row, verdict=verdict(row, None if row.baseline else base_row)) for row in plain)
-    if any(row.loss_kind == "training" for row in rows):
-        notes.append(
-            f"Runs marked 'train' have no validation loss; theirs is the mean of the last {LAST_TRAINING_LOSSES} "
-            "training losses."
+    if loss_target is not None and not (math.isfinite(loss_target) and loss_target > 0):
+        raise AltgradError(
+            f"Expected a target loss above 0 and finite, in nats a token such as 2.4; got {loss_target:g}."
         )
-    if len({row.loss_kind for row in rows if row.loss_kind}) > 1:
-        notes.append("Training and validation losses are not compared with each other.")
-    if base is not None and any(row.difference_percent is not None and not row.baseline for row in rows):
-        notes.append("Each run is a single training: repeat with other seeds before trusting a small difference.")
-    notes += [f"{run.name} is a fork of {run.fork}." for run in runs if run.fork]
-    return Comparison(rows=rows, baseline=next((row for row in rows if row.baseline), None), notes=tuple(notes))
-
-
-def _names(runs: Sequence[Run]) -> list[str]:
-    """Return names that tell the runs apart: with the experiment in front, then the folder, as far as needed."""
-    for names in ([run.name for run in runs], [f"{run.experiment}/{run.name}" for run in runs]):
-        if len(set(names)) == len(names):
-            return names
-    names = [str(run.folder) for run in runs]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise AltgradError(f"Expected different runs to compare, got {twice} more than once.")
-    return names
+    names = names_of(runs)
+    base = _baseline(runs, names, baseline)
+    target = _default_target(base) if loss_target is None else loss_target
+    partners = _partners(runs, base)
+    plain = []
+    for run, name, partner in zip(runs, names, partners, strict=True):
+        partner_name = None if partner is None else names[runs.index(partner)]
+        plain.append(make_row(run, name, partner, partner_name, baseline=run is base, target=target))
+    by_name = {row.name: row for row in plain}
+    rows = tuple(attrs.evolve(row, verdict=verdict(row, by_name.get(row.compared_with or ""))) for row in plain)
+    groups = make_groups(runs, rows)
+    return Comparison(
+        rows=rows,
+        groups=groups,
+        baseline=next((row for row in rows if row.baseline), None),
+        loss_target=target,
+        notes=tuple(_notes(runs, rows, groups, target, chosen=baseline is not None, given=loss_target is not None)),
+    )
 
 
 def _baseline(runs: Sequence[Run], names: Sequence[str], wanted: Run | str | None) -> Run | None:
@@ -171,102 +106,74 @@ def _baseline(runs: Sequence[Run], names: Sequence[str], wanted: Run | str | Non
     return found[0]
 
 
-def _row(run: Run, name: str, base: Run | None) -> Row:
-    kind, steps, losses = _losses(run)
-    compared_step = compared_loss = baseline_loss = difference = speed_ratio = None
-    at_end = False
-    if base is not None and base is not run:
-        base_kind, base_steps, base_losses = _losses(base)
-        common = sorted({*steps} & {*base_steps} - {0}) if kind == base_kind else []
-        if common:
-            compared_step = common[-1]
-            at_end = compared_step == steps[-1] == base_steps[-1]
-            compared_loss = losses[steps.index(compared_step)]
-            baseline_loss = base_losses[base_steps.index(compared_step)]
-            if math.isfinite(compared_loss) and math.isfinite(baseline_loss) and baseline_loss > 0:
-                difference = 100 * (compared_loss / baseline_loss - 1)
-        if run.tokens_per_s is not None and base.tokens_per_s:
-            speed_ratio = run.tokens_per_s / base.tokens_per_s
-    return Row(
-        name=name,
-        folder=str(run.folder),
-        baseline=run is base,
-        recipe=str(run.config.get("recipe", {}).get("name", "")),
-        status=run.status,
-        reason=run.reason,
-        steps=run.last_step,
-        planned_steps=run.planned_steps,
-        loss_kind=kind,
-        final_loss=losses[-1] if losses else None,
-        final_step=steps[-1] if steps else None,
-        best_loss=min((loss for loss in losses if math.isfinite(loss)), default=None),
-        compared_step=compared_step,
-        compared_at_end=at_end,
-        compared_loss=compared_loss,
-        baseline_loss=baseline_loss,
-        difference_percent=difference,
-        grad_cos_sim=_mean(run, "grad_cos_sim"),
-        overflow_percent=_mean(run, "overflow_rate", 100),
-        underflow_percent=_mean(run, "underflow_rate", 100),
-        bit_stall_percent=_mean(run, "bit_stall_rate", 100),
-        tokens_per_s=run.tokens_per_s,
-        speed_ratio=speed_ratio,
-        wall_time_s=run.wall_time_s if run.stretches else None,
-        nan_steps=_nan_steps(run),
-        alerts=len(run.alerts),
-        differs_in=() if base is None or base is run else _differences(run.config, base.config),
-        verdict="",
-    )
+def _partners(runs: Sequence[Run], base: Run | None) -> list[Run | None]:
+    """Return what each run is compared with: the baseline's run of its seed, the baseline, or nothing."""
+    if base is None:
+        return [None] * len(runs)
+    place = next(index for index, run in enumerate(runs) if run is base)
+    family = next(places for places in same_but_seed(runs) if place in places)
+    by_seed = {runs[index].seed: runs[index] for index in family}
+    return [
+        None if run is base else base if index in family else by_seed.get(run.seed, base)
+        for index, run in enumerate(runs)
+    ]
 
 
-def _losses(run: Run) -> tuple[LossKind | None, list[int], list[float]]:
-    """Return the losses a run is judged by: validation, else the mean of the last 10 training losses at each step."""
-    steps, losses = run.metrics("val/loss")
-    if steps:
-        return "validation", steps, losses
-    steps, losses = run.metrics("train/loss")
-    if not steps:
-        return None, [], []
-    width = min(LAST_TRAINING_LOSSES, len(losses))
-    means = [math.fsum(losses[i - width : i]) / width if _finite(losses[i - width : i]) else math.nan
-             for i in range(width, len(losses) + 1)]  # fmt: skip
-    return "training", steps[width - 1 :], means
+def _default_target(base: Run | None) -> float | None:
+    """Return what is 1 % above the baseline's last loss; None when it has none after step 0 that is a positive number."""
+    if base is None:
+        return None
+    _, steps, losses = judged_losses(base)
+    if not steps or steps[-1] == 0 or not math.isfinite(losses[-1]) or losses[-1] <= 0:
+        return None
+    return losses[-1] * (1 + TARGET_PERCENT / 100)
 
 
-def _finite(values: Sequence[float]) -> bool:
-    return all(math.isfinite(value) for value in values)
+def _notes(
+    runs: Sequence[Run],
+    rows: Sequence[Row],
+    groups: Sequence[Group],
+    target: float | None,
+    *,
+    chosen: bool,
+    given: bool,
+) -> list[str]:
+    notes = []
+    base = next((row for row in rows if row.baseline), None)
+    several = {name for group in groups for name in group.runs}
+    marked = [row.name for run, row in zip(runs, rows, strict=True) if run.baseline]
+    if base is None:
+        if len(runs) > 1:
+            notes.append("No run is the baseline, so no differences are given.")
+    elif not chosen and not any(set(marked) <= set(group.runs) for group in groups) and len(marked) > 1:
+        notes.append(f"Several runs are marked as baseline ({', '.join(marked)}); compared with the first.")
+    if any(row.loss_kind == "training" for row in rows):
+        notes.append(
+            f"Runs marked 'train' have no validation loss; theirs is the mean of the last {LAST_TRAINING_LOSSES} "
+            "training losses."
+        )
+    if len({row.loss_kind for row in rows if row.loss_kind}) > 1:
+        notes.append("Training and validation losses are not compared with each other.")
+    compared = [row for row in rows if row.difference_percent is not None and not row.baseline]
+    if base is not None and any(row.compared_with != base.name for row in compared):
+        notes.append("Each run is compared with the baseline's run of the same seed, where there is one.")
+    if single := [row.name for row in compared if row.name not in several]:
+        which = (
+            "Each run is"
+            if not groups
+            else f"{single[0]} is"
+            if len(single) == 1
+            else f"Each of {', '.join(single)} is"
+        )
+        notes.append(f"{which} a single training: repeat with other seeds before trusting a small difference.")
+    if any(row.steps_to_target is not None for row in rows) and target is not None:
+        why = "as asked for" if given or base is None else f"{TARGET_PERCENT:g} % above the final loss of {base.name}"
+        notes.append(f"'to target' is the first step with a loss of at most {target:.4f}, {why}.")
+    return notes + [f"{run.name} is a fork of {run.fork}." for run in runs if run.fork]
 
 
-def _mean(run: Run, metric: str, factor: float = 1) -> float | None:
-    """Return the mean of the metric's finite values; a NaN step, counted apart, would hide all the others."""
-    values = [value for value in run.metrics(metric)[1] if math.isfinite(value)]
-    return factor * math.fsum(values) / len(values) if values else None
-
-
-def _nan_steps(run: Run) -> int | None:
-    counted = run.metrics("train/skipped_updates")[1]
-    if counted:  # knows of the steps between logged ones, too
-        return int(counted[-1])
-    watched = ("train/loss", "train/grad_norm")
-    logged = [[values[name] for name in watched if name in values] for values in run.values.values()]
-    logged = [values for values in logged if values]
-    return sum(not _finite(values) for values in logged) if logged else None
-
-
-def _differences(config: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[str, ...]:
-    ours, theirs = _flat(config), _flat(base)
-    keys = [key for key in dict.fromkeys([*theirs, *ours]) if key.split(".")[0] not in _FREE]
-    return tuple(key for key in keys if ours.get(key) != theirs.get(key))
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def _plain_fields(item: Row | Group) -> dict[str, Any]:
+    return {key: _plain(value) for key, value in attrs.asdict(item, recurse=False).items()}
 
 
 def _plain(value: Any) -> Any:

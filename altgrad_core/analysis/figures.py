@@ -22,11 +22,13 @@ from altgrad_core.recipes.recipe import OPERANDS
 # to --series-5 (blue, vermillion, green, purple, orange). Sky blue and yellow are too faint on paper.
 PALETTE = 5
 _DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
-_TEXT, _GRID, _EMPTY = "#010203", "#010204", "#010205"
+TEXT, GRID, EMPTY = "#010203", "#010204", "#010205"
+"""What stands for the page's colours of text, of grid and axes, and of a cell without a value."""
 _FONT = 9.5
 _WIDTH, _HEIGHT = 5.2, 2.9  # inches of 72 CSS pixels: text stays readable on a phone
 _LEAST_BAND = 8  # rows
 _MARKED = 40  # a line of at most this many points shows them
+_REST_POINTS = 40  # of a line that is one of many
 
 
 @attrs.frozen
@@ -45,13 +47,17 @@ class Style:
     """Line width in points."""
 
 
+REST = Style("var(--rest)", "#0a0c00", "solid", "", 0.8)
+"""How runs are drawn that are too many for a look of their own each."""
+
+
 def styles(baselines: Sequence[bool]) -> list[Style]:
     """Return one style a run, different for up to 20 runs beside the baseline: five colours, then dashes."""
     made = []
     others = 0
     for baseline in baselines:
         if baseline:
-            made.append(Style("currentColor", _TEXT, "solid", "", 2.0))
+            made.append(Style("currentColor", TEXT, "solid", "", 2.0))
             continue
         index, dash = others % PALETTE, _DASHES[others // PALETTE % len(_DASHES)]
         array = "" if dash == "solid" else " ".join(f"{1.6 * part:g}" for part in dash[1])
@@ -65,6 +71,7 @@ def lines(
     looks: Sequence[Style],
     *,
     ylabel: str,
+    xlabel: str = "step",
     faint: Sequence[Series] = (),
     dots: Sequence[tuple[Series, Style]] = (),
     zero: bool = False,
@@ -74,27 +81,32 @@ def lines(
 ) -> str:
     """Draw lines over steps. ``faint`` lies below in the same styles; ``dots`` are drawn as points alone.
 
-    ``zero`` draws a line at 0, ``from_zero`` starts the axis there. ``robust`` lets the first tenth of the steps run
-    out of the axis' top, so that a loss that falls from 5 to 2 shows the end and not the start. Steps with a value that
-    is not finite are crosses at the bottom.
+    ``zero`` draws a line at 0, ``from_zero`` starts the axis there. ``robust`` lets the first tenth of the points, one
+    at least, run out of the axis' top, so that a loss that falls from 5 to 2 shows the end and not the start; of more than
+    20 lines one in 20 may run out of it, too. Steps with a value that is not finite are crosses at the bottom.
     """
     with drawing(salt):
-        figure, axes = _axes(_WIDTH, _HEIGHT)
+        figure, axes = new_axes(_WIDTH, _HEIGHT)
         for line, look in zip(faint, looks, strict=False):
-            shown = line.finite().thin()
-            axes.plot(shown.steps, shown.values, color=look.placeholder, alpha=0.22, linewidth=0.8)
+            if look is not REST:
+                shown = line.finite().thin()
+                axes.plot(shown.steps, shown.values, color=look.placeholder, alpha=0.22, linewidth=0.8)
         for line, look in zip(series, looks, strict=True):
-            shown = line.finite().thin()
-            marker = "o" if len(shown.steps) <= _MARKED else None
+            rest = look is REST
+            shown = line.finite().thin(_REST_POINTS) if rest else line.finite().thin()
+            marker = "o" if len(shown.steps) <= _MARKED and not rest else None
             axes.plot(
                 shown.steps, shown.values, color=look.placeholder, linestyle=look.dashes, linewidth=look.width,
-                marker=marker, markersize=2.6, markeredgewidth=0,
+                marker=marker, markersize=2.6, markeredgewidth=0, zorder=1.5 if rest else 2,
             )  # fmt: skip
         for line, look in dots:
             shown = line.finite()
-            axes.plot(shown.steps, shown.values, color=look.placeholder, linestyle="none", marker="o", markersize=4)
+            axes.plot(
+                shown.steps, shown.values, color=look.placeholder, linestyle="none", marker="o",
+                markersize=1.5 if look is REST else 4, zorder=1.5 if look is REST else 2,
+            )  # fmt: skip
         if zero:
-            axes.axhline(0, color=_TEXT, linewidth=0.8)
+            axes.axhline(0, color=TEXT, linewidth=0.8)
         drawn = [value for line in (*series, *faint, *(line for line, _ in dots)) for value in line.finite().values]
         if from_zero:
             axes.set_ylim(0, 1.06 * max(drawn, default=0.0) or 1.0)
@@ -107,9 +119,9 @@ def lines(
                 lost, at, color=look.placeholder, transform=axes.get_xaxis_transform(), linestyle="none", marker="x",
                 markersize=4,
             )  # fmt: skip
-        axes.set_xlabel("step")
+        axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
-        return _svg(figure, looks, salt)
+        return to_svg(figure, looks, salt)
 
 
 def heatmap(layers: Layers, *, label: str, low: float, high: float, logarithmic: bool, salt: str) -> str:
@@ -128,19 +140,19 @@ def heatmap(layers: Layers, *, label: str, low: float, high: float, logarithmic:
     rows = len(names)
     height = min(4.6, max(1.2, 0.085 * rows))
     with drawing(salt):
-        figure, axes = _axes(_WIDTH, height + 1.0)
+        figure, axes = new_axes(_WIDTH, height + 1.0)
         norm = (LogNorm if logarithmic else Normalize)(low, high)
         image = axes.imshow(
             np.ma.masked_invalid(values), aspect="auto", interpolation="none", cmap="cividis", norm=norm
         )
         axes.grid(visible=False)
-        axes.set_facecolor(_EMPTY)
+        axes.set_facecolor(EMPTY)
         axes.spines.bottom.set_visible(False)
         every = math.ceil(rows / max(1, int(height * 72 / 10)))
         axes.set_yticks(range(0, rows, every), names[::every], fontsize=7.5)
         for start, stop, band in bands:
             if start:
-                axes.axhline(start - 0.5, color=_TEXT, linewidth=0.8)
+                axes.axhline(start - 0.5, color=TEXT, linewidth=0.8)
             middle = (rows - (start + stop) / 2) / rows
             axes.text(1.01, middle, band, transform=axes.transAxes, rotation=270, va="center", fontsize=8)
         columns = len(layers.steps)
@@ -154,7 +166,7 @@ def heatmap(layers: Layers, *, label: str, low: float, high: float, logarithmic:
         bar.ax.tick_params(labelsize=8)
         bar.set_label(label, fontsize=8.5)
         bar.outline.set_visible(False)
-        return _svg(figure, (), salt)
+        return to_svg(figure, (), salt)
 
 
 def _bands(rows: Sequence[str]) -> tuple[list[str], list[tuple[int, int, str]]]:
@@ -171,11 +183,17 @@ def _bands(rows: Sequence[str]) -> tuple[list[str], list[tuple[int, int, str]]]:
 
 def _limit_to_end(axes: Any, series: Sequence[Series]) -> None:
     shown = [line.finite() for line in series]
-    values = [value for line in shown for value in line.values]
-    late = [value for line in shown for value in line.values[len(line.values) // 10 :]]
-    if late and max(late) > min(late):
-        low, top = min(values), max(late)
+    shown = [line for line in shown if line.values]
+    tops = sorted(max(line.values[_beginning(line) :]) for line in shown)
+    if not tops:
+        return
+    low, top = min(min(line.values) for line in shown), tops[len(tops) - 1 - len(tops) // 20]
+    if top > low:
         axes.set_ylim(low - 0.06 * (top - low), top + 0.06 * (top - low))
+
+
+def _beginning(line: Series) -> int:
+    return max(1, len(line.values) // 10) if len(line.values) > 2 else 0
 
 
 def _rounded(attribute: re.Match[str]) -> str:
@@ -184,7 +202,7 @@ def _rounded(attribute: re.Match[str]) -> str:
 
 
 @contextmanager
-def drawing(salt: str, *, ink: str = _TEXT, grid: str = _GRID, paper: str = "none") -> Iterator[None]:
+def drawing(salt: str, *, ink: str = TEXT, grid: str = GRID, paper: str = "none") -> Iterator[None]:
     """Set matplotlib to the look of all figures: by default in the colours that a page replaces.
 
     The colours are those of text, of grid and axes, and of the ground. ``salt`` fixes the ids in an SVG.
@@ -229,14 +247,15 @@ def drawing(salt: str, *, ink: str = _TEXT, grid: str = _GRID, paper: str = "non
         yield
 
 
-def _axes(width: float, height: float) -> tuple[Any, Any]:
+def new_axes(width: float, height: float) -> tuple[Any, Any]:
+    """Return a figure of that many inches, and its axes; within ``drawing``."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
-def _svg(figure: Any, looks: Sequence[Style], salt: str) -> str:
+def to_svg(figure: Any, looks: Sequence[Style], salt: str) -> str:
     """Return the figure as an ``<svg>`` element for a page: colours from the page, ids of its own, short numbers."""
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
@@ -245,7 +264,7 @@ def _svg(figure: Any, looks: Sequence[Style], salt: str) -> str:
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     for look in looks:
         svg = svg.replace(look.placeholder, look.color)
-    svg = svg.replace(_TEXT, "currentColor").replace(_GRID, "var(--grid)").replace(_EMPTY, "var(--raised)")
+    svg = svg.replace(TEXT, "currentColor").replace(GRID, "var(--grid)").replace(EMPTY, "var(--raised)")
     svg = re.sub(r"<style.*?</style>|font-family: [^;\"]*; ?", "", svg, flags=re.DOTALL)  # the page's apply
     svg = re.sub(r'( id="|="#|url\(#)', rf"\g<1>{salt}-", svg)
     svg = re.sub(r' (?:d|x|y|width|height|transform)="[^"]*"', _rounded, svg)

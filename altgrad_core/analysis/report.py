@@ -63,7 +63,7 @@ def write_report(folder: str | Path) -> Path:
     folder = Path(folder)
     text = render(load_experiment_runs(folder))
     path = folder / REPORT
-    write_whole(path, text)
+    write_whole(path, text.encode(errors="backslashreplace"))  # a reason may name a file whose name is not UTF-8
     return path
 
 

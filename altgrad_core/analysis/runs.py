@@ -1,9 +1,7 @@
 """A run folder, read back: configuration, metrics, alerts, checkpoints and times, all from its files alone.
 
-``events.jsonl`` is appended to, also after a resume, so a step may be there twice. The later line wins for each
-(step, metric); what a crashed stretch logged beyond the checkpoint stays until it is written again. A process that
-dies while it writes leaves a torn last line, which is left out. Any other line that is not an event is an error: a
-file damaged in its middle would otherwise give a comparison of numbers that nobody measured.
+A process that dies while it writes leaves a torn last line in ``events.jsonl``, which is left out. Any other line that is
+not an event is an error: a file damaged in its middle would otherwise give a comparison of numbers that nobody measured.
 """
 
 from __future__ import annotations
@@ -13,18 +11,17 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 import tomli
 
+from altgrad_core.analysis.runlog import RunLog
 from altgrad_core.errors import AltgradError
-from altgrad_core.experiments.eventfile import not_an_event
 from altgrad_core.experiments.folder import RunFolder
-from altgrad_core.experiments.history import events_of
-from altgrad_core.training.events import SIMULATED, Event, metrics_of
+from altgrad_core.training.events import SIMULATED, Event
 
 CONFIG, ENVIRONMENT, EVENTS = "run.toml", "env.json", "events.jsonl"
 
@@ -53,6 +50,10 @@ class Run:
     """What the run said about its parts at its (last) start: ``model``, ``data``, ``device``, ... -> name -> value."""
     sinks: Mapping[str, Mapping[str, Any]] = attrs.field(repr=False)
     """How each sink fared in the last stretch, once that is over: name -> ``status``, ``missed``, ``reason``."""
+    machine: Mapping[str, tuple[list[float], list[float]]] = attrs.field(repr=False)
+    """Samples of host and GPUs: name -> seconds of training time, as in ``wall_time_s``, and values. ``process_memory_gib``,
+    ``cpu_percent``; of all GPUs together ``gpu_memory_gib`` (the fullest), ``gpu_utilization_percent`` (mean),
+    ``gpu_power_w`` (sum), ``gpu_temperature_c`` (the hottest)."""
     stretches: int
     """How often the run was started; above 1 after a resume."""
     started_s: float | None
@@ -74,6 +75,11 @@ class Run:
     def baseline(self) -> bool:
         """Whether the experiment marks this run as the one that others are compared with."""
         return bool(self.config.get("baseline", False))
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of initialization, batches and dropout, by the run's configuration."""
+        return self.config.get("seed")
 
     @property
     def fork(self) -> str | None:
@@ -132,11 +138,11 @@ def load_run(folder: str | Path) -> Run:
     config = _read_config(folder)
     if config.get(SIMULATED):
         raise AltgradError(
-            f"{folder} holds a simulation (altgrad simulate): nothing was measured, so it is neither compared nor reported. "
-            f"`altgrad watch {folder}` shows it."
+            f"{folder} holds a simulation (altgrad simulate): nothing was measured, so it is neither compared, reported "
+            f"nor exported. `altgrad watch {folder}` shows it."
         )
     environment = _read_environment(folder / ENVIRONMENT)
-    log = _Log()
+    log = RunLog()
     if (folder / EVENTS).exists():
         log.read(folder / EVENTS)
     status, reason = log.status, log.reason
@@ -155,6 +161,7 @@ def load_run(folder: str | Path) -> Run:
         checkpoints=_by_step(log.checkpoints.values()),
         facts=log.facts,
         sinks=log.sinks,
+        machine=log.machine,
         stretches=log.stretches,
         started_s=log.first,
         wall_time_s=log.wall_time_s(),
@@ -180,74 +187,26 @@ def load_experiment_runs(folder: str | Path) -> list[Run]:
     return sorted((load_run(path) for path in folders), key=lambda run: (not run.baseline, _natural(run.name)))
 
 
+def names_of(runs: Sequence[Run]) -> list[str]:
+    """Return names that tell the runs apart: with the experiment in front, then the folder, as far as needed.
+
+    Raises ``AltgradError`` when a run is there twice.
+    """
+    for names in ([run.name for run in runs], [f"{run.experiment}/{run.name}" for run in runs]):
+        if len(set(names)) == len(names):
+            return names
+    names = [str(run.folder) for run in runs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise AltgradError(f"Expected different runs, got {twice} more than once.")
+    return names
+
+
 def find_runs(folder: str | Path) -> list[Run]:
     """Read the run in ``folder``, or all runs below it when it is an experiment's folder."""
     folder = Path(folder)
     experiment = not (folder / CONFIG).exists() and any(folder.glob(f"*/{CONFIG}"))
     return load_experiment_runs(folder) if experiment else [load_run(folder)]
-
-
-@attrs.define
-class _Log:
-    """What is gathered from the events in one pass."""
-
-    status: str = "pending"
-    reason: str = ""
-    values: dict[int, dict[str, float]] = attrs.field(factory=dict)
-    alerts: dict[tuple[int, str], Event] = attrs.field(factory=dict)
-    checkpoints: dict[str, Event] = attrs.field(factory=dict)
-    facts: dict[str, dict[str, Any]] = attrs.field(factory=dict)
-    sinks: dict[str, dict[str, Any]] = attrs.field(factory=dict)
-    stretches: int = 0
-    finished_s: float = 0.0
-    started: float | None = None
-    first: float | None = None
-    latest: float = 0.0
-
-    def read(self, path: Path) -> None:
-        for number, event in enumerate(events_of(path), 1):
-            try:
-                self.take(event)
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise not_an_event(json.dumps(event), f"{path}:{number}", error) from error
-
-    def take(self, event: Event) -> None:
-        kind, time = event["event"], float(event["time"])
-        if event.get(SIMULATED):
-            raise AltgradError(
-                "An event of a simulation (altgrad simulate) stands among those of a run; nothing of it was measured."
-            )
-        if kind == "metrics":
-            values = metrics_of(event)
-            self.values.setdefault(int(event["step"]), {}).update(values)
-        elif kind == "alert":
-            self.alerts[int(event["step"]), event["alert"]] = event
-        elif kind == "checkpoint":
-            if event["kind"] != "resumed" or event["path"] not in self.checkpoints:
-                self.checkpoints[event["path"]] = event
-        elif kind == "init":
-            self.facts.setdefault(event["what"], {}).update(event["facts"])
-        elif kind == "sinks":
-            self.sinks = event["sinks"]
-        elif kind == "status":
-            self.status, self.reason = event["status"], event.get("reason") or ""
-            if self.status == "running":
-                self.close(self.latest)  # a crash leaves no status: the stretch ended with its last event
-                self.started = time
-                self.sinks = {}
-                self.stretches += 1
-            else:
-                self.close(time)
-        self.latest = time
-        self.first = time if self.first is None else self.first
-
-    def close(self, time: float) -> None:
-        if self.started is not None:
-            self.finished_s += max(0.0, time - self.started)
-            self.started = None
-
-    def wall_time_s(self) -> float:
-        return self.finished_s + (0.0 if self.started is None else max(0.0, self.latest - self.started))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

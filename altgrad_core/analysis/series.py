@@ -23,8 +23,8 @@ class Series:
 
     label: str
     """The run's name."""
-    steps: Sequence[int]
-    """Ascending."""
+    steps: Sequence[float]
+    """Ascending: steps, or minutes."""
     values: Sequence[float]
     """One for each step; may hold NaN and infinities."""
 
@@ -52,11 +52,15 @@ class Series:
             return self
         points = list(zip(self.steps, self.values, strict=True))
         size = math.ceil(2 * len(points) / most)
-        kept: list[tuple[int, float]] = []
+        kept: list[tuple[float, float]] = []
         for start in range(0, len(points), size):
             stretch = points[start : start + size]
             kept += sorted({min(stretch, key=lambda p: p[1]), max(stretch, key=lambda p: p[1])})
         return Series(self.label, [step for step, _ in kept], [value for _, value in kept])
+
+    def every(self, stride: int) -> Series:
+        """Return one point of every ``stride``, from the first on."""
+        return Series(self.label, self.steps[::stride], self.values[::stride])
 
 
 @attrs.frozen
@@ -110,21 +114,21 @@ def _mean(values: list[float]) -> float:
     return math.fsum(finite) / len(finite) if finite else math.nan
 
 
-def series_csv(series: Sequence[Series]) -> str:
-    """Return CSV with a column ``step`` and one for each series; a cell is empty where a series was not logged."""
+def series_csv(series: Sequence[Series], over: str = "step") -> str:
+    """Return CSV with a column for what the series run ``over`` and one for each; a cell is empty where there is no value."""
     columns = [dict(zip(line.steps, line.values, strict=True)) for line in series]
     steps = sorted({step for column in columns for step in column})
-    body = [[step, *(f"{column[step]:.9g}" if step in column else "" for column in columns)] for step in steps]
-    return _csv([["step", *(line.label for line in series)], *body])
+    body = [[f"{step:.9g}", *(f"{column[step]:.9g}" if step in column else "" for column in columns)] for step in steps]
+    return csv_text([[over, *(line.label for line in series)], *body])
 
 
 def layers_csv(layers: Layers) -> str:
     """Return CSV with a row for each layer and a column for each step; a cell is empty where nothing was measured."""
     body = [
-        [row, *("" if math.isnan(value) else f"{value:.9g}" for value in values)]
+        [row, *("" if math.isnan(value) else f"{value:.6g}" for value in values)]
         for row, values in zip(layers.rows, layers.values, strict=True)
     ]
-    return _csv([["layer", *map(str, layers.steps)], *body])
+    return csv_text([["layer", *map(str, layers.steps)], *body])
 
 
 def data_uri(text: str) -> str:
@@ -132,7 +136,8 @@ def data_uri(text: str) -> str:
     return "data:text/csv;charset=utf-8," + quote(text, safe=",.-+/:;=@()*")
 
 
-def _csv(rows: Sequence[Sequence[object]]) -> str:
+def csv_text(rows: Sequence[Sequence[object]]) -> str:
+    """Return rows as CSV."""
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows(rows)
     return out.getvalue()

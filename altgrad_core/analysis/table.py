@@ -11,8 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from altgrad_core.analysis.seeds import spread
+
 if TYPE_CHECKING:
-    from altgrad_core.analysis.compare import Comparison, Row
+    from altgrad_core.analysis.compare import Comparison
+    from altgrad_core.analysis.rows import Row
 
 MISSING = "-"
 
@@ -92,6 +95,10 @@ def _steps(row: Row) -> str:
     return str(row.steps) if whole else f"{row.steps}/{row.planned_steps}"
 
 
+def _first_alert(row: Row) -> str:
+    return MISSING if row.first_alert is None else f"{row.first_alert.replace('_', ' ')} at {row.first_alert_step}"
+
+
 COLUMNS = (
     Column("run", "name of the run; * is the baseline", lambda r: f"{r.name} *" if r.baseline else r.name, left=True),
     Column("status", "how the run stands", lambda r: r.status, left=True),
@@ -99,7 +106,10 @@ COLUMNS = (
     Column("val loss", "final validation loss", _final_loss),
     Column("best", "smallest validation loss", lambda r: _loss(r, r.best_loss)),
     Column("diff", "distance of the loss from the baseline's", _difference),
+    Column("to target", "first step with a loss at or below the target", lambda r: _with(r.steps_to_target, "{}")),
     Column("cosine", "gradient against FP32's, mean over steps and layers", lambda r: number(r.grad_cos_sim, 4)),
+    Column("SNR", "of the gradient against FP32's in dB, likewise", lambda r: f"{number(r.grad_snr_db, 1)} dB"
+           if r.grad_snr_db is not None else MISSING),
     Column("overflow", "cast elements beyond the format's largest value", lambda r: percent(r.overflow_percent)),
     Column("underflow", "non-zero cast elements that became zero", lambda r: percent(r.underflow_percent)),
     Column("bit stall", "weights that a step leaves unmoved", lambda r: percent(r.bit_stall_percent)),
@@ -108,13 +118,17 @@ COLUMNS = (
     Column("time", "time spent training, evaluating and saving", lambda r: duration(r.wall_time_s)),
     Column("NaN", "steps with a loss or gradient that is not finite", lambda r: _with(r.nan_steps, "{}")),
     Column("alerts", "alerts raised", lambda r: str(r.alerts)),
+    Column("first alert", "the first of them, and its step", _first_alert),
 )  # fmt: skip
 # The first to go when the terminal is narrow; run, status, val loss and diff stay, and so do those of `_needed_by`.
 _DROPPED_FIRST = (
+    "first alert",
     "best",
     "alerts",
     "time",
     "NaN",
+    "SNR",
+    "to target",
     "speed",
     "tokens/s",
     "steps",
@@ -132,22 +146,96 @@ def table(comparison: Comparison, width: int | None = None, *, legend: bool = Tr
     Columns that do not fit are left out and named below the table; long names are folded. Without ``legend`` the meaning
     of the columns, and which were not measured, is not said below it.
     """
-    width = Console().width if width is None else width
-    columns = {column.header: [column.text(row) for row in comparison.rows] for column in COLUMNS}
-    dropped = [header for header, cells in columns.items() if all(cell == MISSING for cell in cells)]
-    empty = list(dropped)
-    needed = _needed_by(comparison.rows)
-    for header in [header for header in _DROPPED_FIRST if header not in needed]:
-        if _needed(columns, dropped) <= width:
-            break
-        if header not in dropped:
-            dropped.append(header)
-    others = _needed(columns, [*dropped, "run"])
-    name_width = min(_NAME_WIDTH, _longest("run", columns), max(6, width - others - 2))
-    folded = ("run",) if others + 2 + name_width <= width else ("run", "val loss", "diff")
-    made = Table(caption_justify="left", caption_style="", pad_edge=False, box=None, header_style="bold")
-    for column in COLUMNS:
-        if column.header not in dropped:
+    sheet = _Sheet.of(comparison, width)
+    shown, left_out = sheet.split()
+    made = sheet.table(shown)
+    made.caption = _caption(comparison, sheet, shown, left_out, meanings=legend)
+    return made
+
+
+def blocks(comparison: Comparison, width: int | None = None) -> list[Table | Text]:
+    """Return the whole comparison, one table below the other where ``width`` is too small, and last what it means.
+
+    The first table is that of ``table``; after the others comes that of ``seeds_table`` where there are groups.
+    """
+    sheet = _Sheet.of(comparison, width)
+    shown, rest = sheet.split()
+    made: list[Table | Text] = [sheet.table(shown)]
+    while rest:
+        block = ["run", rest.pop(0)]
+        while rest and sheet.needed([*block, rest[0]]) <= sheet.width:
+            block.append(rest.pop(0))
+        shown += block[1:]
+        made.append(sheet.table(block))
+    if comparison.groups:
+        made.append(seeds_table(comparison))
+    return [*made, _caption(comparison, sheet, shown, [], meanings=True)]
+
+
+def seeds_table(comparison: Comparison) -> Table:
+    """Return the groups of runs that differ only in their seed: n, mean and standard deviation of each."""
+    made = Table(pad_edge=False, box=None, header_style="bold")
+    headers = ("over seeds", "n", "val loss", "diff", "to target", "seeds")
+    for header in headers:
+        made.add_column(header, justify="right" if header in headers[1:5] else "left", overflow="fold")
+    for group in comparison.groups:
+        planned, finite = len(group.runs), group.finite
+        train = " train" if group.loss_kind == "training" else ""
+        difference = (
+            None if group.difference_percent is None else spread(group.difference_percent, group.difference_sd, 2)
+        )
+        reached = spread(group.steps_to_target_mean, group.steps_to_target_sd, 0)
+        cells = (
+            f"{group.name} *" if group.baseline else group.name,
+            str(planned) if finite == planned else f"{finite}/{planned}",
+            spread(group.loss_mean, group.loss_sd, 4) + train,
+            MISSING if difference is None else f"{difference} %" if difference[0] == "-" else f"+{difference} %",
+            reached if group.reached in (0, planned) else f"{reached} ({group.reached} of {planned})",
+            ", ".join(map(str, group.seeds)),
+        )
+        made.add_row(*map(Text, cells), style="bold" if group.baseline else "")
+    return made
+
+
+@attrs.frozen
+class _Sheet:
+    """All cells of a comparison, and the width that there is."""
+
+    width: int
+    rows: Sequence[Row]
+    cells: dict[str, list[str]]
+    """Header -> a cell a row."""
+    empty: list[str]
+    """Columns of which no run has anything."""
+
+    @classmethod
+    def of(cls, comparison: Comparison, width: int | None) -> _Sheet:
+        cells = {column.header: [column.text(row) for row in comparison.rows] for column in COLUMNS}
+        empty = [header for header, its in cells.items() if all(cell == MISSING for cell in its)]
+        return cls(Console().width if width is None else width, comparison.rows, cells, empty)
+
+    def split(self) -> tuple[list[str], list[str]]:
+        """Return the columns that fit side by side, and those that have to go for that, both in the table's order."""
+        kept = _needed_by(self.rows)
+        there = [header for header in self.cells if header not in self.empty]
+        shown = list(there)
+        for header in _DROPPED_FIRST:
+            if self.needed(shown) <= self.width:
+                break
+            if header in shown and header not in kept:
+                shown.remove(header)
+        return shown, [header for header in there if header not in shown]
+
+    def needed(self, headers: Sequence[str]) -> int:
+        widths = [min(self._longest(h), _NAME_WIDTH) if h == "run" else self._longest(h) for h in headers]
+        return sum(widths) + 2 * len(widths)
+
+    def table(self, headers: Sequence[str]) -> Table:
+        others = self.needed([header for header in headers if header != "run"])
+        name_width = min(_NAME_WIDTH, self._longest("run"), max(6, self.width - others - 2))
+        folded = ("run",) if others + 2 + name_width <= self.width else ("run", "val loss", "diff", "first alert")
+        made = Table(caption_justify="left", caption_style="", pad_edge=False, box=None, header_style="bold")
+        for column in [column for column in COLUMNS if column.header in headers]:
             made.add_column(
                 column.header,
                 justify="left" if column.left else "right",
@@ -155,12 +243,13 @@ def table(comparison: Comparison, width: int | None = None, *, legend: bool = Tr
                 overflow="fold",
                 min_width=name_width if column.header == "run" else None,
             )
-    for index, row in enumerate(comparison.rows):
-        cells = [Text(cells[index]) for header, cells in columns.items() if header not in dropped]
-        made.add_row(*cells, style="bold" if row.baseline else "")
-    left_out = [header for header in dropped if header not in empty]
-    made.caption = Text("\n".join(_legend(comparison, left_out, empty, meanings=legend)), style="dim")
-    return made
+        for index, row in enumerate(self.rows):
+            cells = [Text(its[index]) for header, its in self.cells.items() if header in headers]
+            made.add_row(*cells, style="bold" if row.baseline else "")
+        return made
+
+    def _longest(self, header: str) -> int:
+        return max(Text(text).cell_len for text in (header, *self.cells[header]))
 
 
 def _needed_by(rows: Sequence[Row]) -> list[str]:
@@ -169,28 +258,20 @@ def _needed_by(rows: Sequence[Row]) -> list[str]:
     return ["steps"] * unfinished + ["NaN"] * any(row.nan_steps for row in rows)
 
 
-def _needed(columns: dict[str, list[str]], dropped: list[str]) -> int:
-    shown = [header for header in columns if header not in dropped]
-    widths = [min(_longest(h, columns), _NAME_WIDTH) if h == "run" else _longest(h, columns) for h in shown]
-    return sum(widths) + 2 * len(widths)
-
-
-def _longest(header: str, columns: dict[str, list[str]]) -> int:
-    return max(Text(text).cell_len for text in (header, *columns[header]))
-
-
-def _legend(comparison: Comparison, dropped: list[str], empty: list[str], *, meanings: bool) -> list[str]:
+def _caption(
+    comparison: Comparison, sheet: _Sheet, shown: Sequence[str], left_out: Sequence[str], *, meanings: bool
+) -> Text:
     texts = {column.header: column.meaning for column in COLUMNS}
     lines = []
     if comparison.baseline is not None and meanings:
         lines.append("* the baseline.")
-    if meanings and (
-        shown := [header for header in ("val loss", "diff", "cosine") if header not in (*dropped, *empty)]
-    ):
-        lines.append(" ".join(f"{header}: {texts[header]}." for header in shown))
-    if dropped:
-        left_out = ", ".join(header for header in texts if header in dropped)
-        lines.append(f"Left out at this width: {left_out} (altgrad compare --json has all).")
-    if empty and meanings:
-        lines.append(f"Not measured: {', '.join(empty)}.")
-    return [*lines, *comparison.notes]
+    explained = [header for header in ("val loss", "diff", "cosine", "SNR") if header in shown]
+    if meanings and explained:
+        lines.append(" ".join(f"{header}: {texts[header]}." for header in explained))
+    if left_out:
+        lines.append(f"Left out at this width: {', '.join(left_out)} (altgrad compare shows them).")
+    if sheet.empty and meanings:
+        lines.append(f"Not measured: {', '.join(sheet.empty)}.")
+    if comparison.groups:
+        lines.append("n: runs with a finite loss; mean ± standard deviation over them.")
+    return Text("\n".join([*lines, *comparison.notes]), style="dim")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from altgrad_core.analysis.table import percent
 
 if TYPE_CHECKING:
-    from altgrad_core.analysis.compare import Row
+    from altgrad_core.analysis.rows import Row
 
 # Mean cosine to the FP32 gradient. 0.99 is an angle of 8 degrees, 0.95 of 18, 0.7 of 45.
 _DIRECTIONS = (
@@ -29,6 +29,7 @@ def verdict(row: Row, baseline: Row | None) -> str:
         _trouble(row),
         _loss(row, None if baseline is None else baseline.name),
         _evidence(row, baseline),
+        _alert(row),
         _caveat(row, baseline),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
@@ -92,7 +93,9 @@ def _evidence(row: Row, baseline: Row | None) -> str:
         words = next(text for least, text in _DIRECTIONS if row.grad_cos_sim >= least)
         where = ", where they are finite," if row.nan_steps else ""
         words = words.replace("its gradients", f"its gradients{where}")
-        clauses.append(f"{words} (mean cosine {row.grad_cos_sim:.3f})")
+        snr = row.grad_snr_db
+        noise = f", SNR {snr:.1f} dB" if snr is not None and math.isfinite(snr) else ""
+        clauses.append(f"{words} (mean cosine {row.grad_cos_sim:.3f}{noise})")
     rates = [
         f"{percent(value)} {what}"
         for value, what in ((row.overflow_percent, "overflow"), (row.underflow_percent, "underflow"))
@@ -109,9 +112,18 @@ def _evidence(row: Row, baseline: Row | None) -> str:
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
+def _alert(row: Row) -> str:
+    if row.first_alert is None or row.nan_steps:  # a run that met NaN says so first of all
+        return ""
+    more = f", the first of {row.alerts}" if row.alerts > 1 else ""
+    return f"Alert at step {row.first_alert_step}: {row.first_alert.replace('_', ' ')}{more}."
+
+
 def _caveat(row: Row, baseline: Row | None) -> str:
     if not row.differs_in or baseline is None:
         return ""
+    if row.differs_in == ("seed",) and row.recipe == baseline.recipe:
+        return f"The recipe is that of {baseline.name}: this is what another seed does."
     shown = ", ".join(row.differs_in[:_KEYS])
     if len(row.differs_in) > _KEYS:
         shown += f" and {len(row.differs_in) - _KEYS} more keys"

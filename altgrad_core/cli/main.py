@@ -12,6 +12,7 @@ from altgrad_core.cli import (
     checkpoints,
     compare,
     data,
+    export,
     fork,
     formats,
     plugins,
@@ -37,6 +38,7 @@ app.command()(formats.formats)
 app.command()(plugins.plugins)
 app.command()(compare.compare)
 app.command()(report.report)
+app.command()(export.export)
 app.command()(watch.watch)
 app.command()(simulate.simulate)
 app.command()(checkpoints.checkpoints)
@@ -76,7 +78,3 @@ def main() -> None:
             raise
         typer.echo(f"altgrad: {error}", err=True)
         sys.exit(error.exit_status)
-    except BrokenPipeError:
-        # `altgrad compare ... | head`: the reader has seen enough
-        sys.stderr.close()
-        sys.exit(0)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from altgrad_core.analysis.compare import Comparison
     from altgrad_core.analysis.runs import Run
-    from altgrad_core.experiments.schema import Experiment
+    from altgrad_core.console.screen import PlainScreen
+    from altgrad_core.experiments.schema import Experiment, Status
 
 
 def run(
@@ -59,60 +63,83 @@ def train_and_report(
     device: str = "auto",
 ) -> None:
     """Train what is missing, compare, write the report; exits with 1 when a run is not finished, 128 + signal after one."""
-    from altgrad_core.analysis.compare import compare, table
+    from altgrad_core.analysis.compare import compare
     from altgrad_core.analysis.report import write_report
     from altgrad_core.analysis.runs import load_experiment_runs
     from altgrad_core.console.screen import make_screen
-    from altgrad_core.console.terminal import table_width, terminal
-    from altgrad_core.console.words import beyond, sink_lines
-    from altgrad_core.experiments.folder import RunFolder
-    from altgrad_core.experiments.runner import FINISHED, Interrupted, run_experiment
+    from altgrad_core.console.terminal import restored, terminal
+    from altgrad_core.experiments.folder import FINISHED
+    from altgrad_core.experiments.guard import Guarded
+    from altgrad_core.experiments.runner import Interrupted, run_experiment
 
     console = terminal()
     screen = make_screen(console)
+    shown = Guarded(screen)
     folder = runs / experiment.name
-    try:
-        statuses = run_experiment(
-            experiment,
-            runs,
-            screen,
-            only=only,
-            fresh=fresh,
-            retry_failed=retry_failed,
-            jobs=jobs,
-            device=device,
-        )
+    # Also before and after the training, when nothing waits for a checkpoint, a signal leaves a sane terminal.
+    with restored(lambda: shown.attempt(screen.close)):
+        try:
+            statuses = run_experiment(
+                experiment,
+                runs,
+                shown,
+                only=only,
+                fresh=fresh,
+                retry_failed=retry_failed,
+                jobs=jobs,
+                device=device,
+            )
+        except Interrupted as interrupted:
+            shown.attempt(screen.close)
+            again = "Interrupted. Give the same command again to go on from the checkpoints."
+            shown.attempt(lambda: console.print(again))
+            raise typer.Exit(interrupted.exit_status) from None
         results = in_file_order(load_experiment_runs(folder), experiment)
-        screen.close(table_follows=len(results) > 1)
-    except Interrupted as interrupted:
-        screen.close()
-        console.print("Interrupted. Give the same command again to go on from the checkpoints.")
-        raise typer.Exit(interrupted.exit_status) from None
-    finally:
-        screen.close()
-    comparison = compare(results)
+        shown.attempt(lambda: screen.close(table_follows=len(results) > 1))
+        comparison, report = compare(results), write_report(folder)
+        shown.attempt(lambda: _conclude(console, screen, comparison, report, results, statuses))
+    if any(status not in FINISHED for status in statuses.values()):
+        raise typer.Exit(1)
+
+
+def _conclude(
+    console: Console,
+    screen: PlainScreen,
+    comparison: Comparison,
+    report: Path,
+    results: Sequence[Run],
+    statuses: Mapping[str, Status],
+) -> None:
+    """Print how the runs compare, where the report is, and what is to be done about those that are not finished."""
+    from altgrad_core.analysis.compare import seeds_table, table
+    from altgrad_core.console.terminal import table_width
+    from altgrad_core.console.words import beyond, sink_lines
+    from altgrad_core.experiments.folder import FINISHED, RunFolder
+
     width = console.width = table_width(console)
     if len(results) > 1:
         console.print(table(comparison, width, legend=screen.trains))
+    if comparison.groups:
+        console.print()
+        console.print(seeds_table(comparison))
+        console.print()
     for verdict in comparison.verdicts:
         console.print(verdict, highlight=False, markup=False)
-    console.print(f"Report: {write_report(folder)}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Report: {report}", highlight=False, markup=False, soft_wrap=True)
     for result in results:
         for line in sink_lines(result.sinks) if result.name in statuses else ():
             console.print(f"{result.name}: {line}", style="yellow", highlight=False, markup=False, soft_wrap=True)
-    reasons = {result.name: result.reason for result in results}
-    failed = [name for name, status in statuses.items() if status not in FINISHED]
-    for name in failed:
-        log = RunFolder(folder / name)
-        lines = beyond(log.log_end(), reasons.get(name, ""))
+    failed = {result.name: result for result in results if statuses.get(result.name, "done") not in FINISHED}
+    for name, result in failed.items():
+        log = RunFolder(result.folder)
+        log_end = screen.log_ends[name] if name in screen.log_ends else log.log_end()
+        lines = beyond(log_end, result.reason)
         if lines:
             said = f"{name} {statuses[name]}; the end of {log.log}:"
             console.print(said, style="bold red", highlight=False, markup=False, soft_wrap=True)
         for line in lines:
             console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
-    if failed:
-        if any(statuses[name] == "failed" for name in failed):
-            console.print("Mend the cause, then give the same command with --retry-failed.", highlight=False)
-        else:  # killed, by the system for want of memory perhaps: nothing is to be retried, it goes on
-            console.print("Give the same command again to go on from the checkpoints.", highlight=False)
-        raise typer.Exit(1)
+    if any(statuses[name] == "failed" for name in failed):
+        console.print("Mend the cause, then give the same command with --retry-failed.", highlight=False)
+    elif failed:  # killed, by the system for want of memory perhaps: nothing is to be retried, it goes on
+        console.print("Give the same command again to go on from the checkpoints.", highlight=False)

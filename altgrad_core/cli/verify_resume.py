@@ -29,6 +29,8 @@ def verify_resume(
 
     Runs are trained in a folder that is removed afterwards. Exit status 1 when anything differs.
     """
+    import signal
+    import sys
     import tempfile
 
     from rich.console import Console
@@ -43,6 +45,7 @@ def verify_resume(
     if interrupt_at >= steps:
         raise AltgradError(f"--at is below --steps, {steps}; got {interrupt_at}.")
     console = Console(highlight=False, soft_wrap=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # an exit that removes the folder
     selected = select_runs(load_experiment(file, overrides=set_ or ()), only or ())
     found = []
     with tempfile.TemporaryDirectory(prefix="altgrad-verify-resume-") as folder:

@@ -25,6 +25,7 @@ BAR = Style(color="cyan")
 GOOD = Style(color="green")
 WARN = Style(color="yellow")
 BAD = Style(color="red", bold=True)
+SEVERITIES = (PLAIN, WARN, BAD)
 LEVELS = {"info": PLAIN, "warning": WARN, "error": BAD}
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -32,7 +33,11 @@ _ASCII = str.maketrans({
     "━": "=", "╸": "-", "─": "-", "│": "|", "╭": "+", "╮": "+", "╰": "+", "╯": "+", "·": "-", "…": "~", "°": " ", "Δ": "d",
     "×": "x", "✓": "*", **dict(zip(_BLOCKS, "_.-=+*#@", strict=True)),
 })  # fmt: skip
-_CONTROL = str.maketrans({**dict.fromkeys([*range(32), *range(127, 160)], "?"), 9: " ", 10: " ", 13: " "})
+_CONTROL = str.maketrans({
+    **dict.fromkeys([*range(32), *range(127, 160)], "?"), 9: " ", 10: " ", 13: " ",
+    # Half of a surrogate pair, as in the name of a file that is not UTF-8, cannot be written.
+    **{code: f"\\u{code:04x}" for code in range(0xD800, 0xE000)},
+})  # fmt: skip
 
 
 @attrs.frozen(kw_only=True)
@@ -161,18 +166,14 @@ def sparkline(values: Sequence[float]) -> str:
     return "".join(_BLOCKS[round((v - low) * scale)] if math.isfinite(v) else "×" for v in values)
 
 
-def rule(left: str, right: str, width: int, style: Style = HEAD) -> Line:
-    """Return a horizontal line with a title at its left and a word at its right."""
-    left, right = cut(left, max(0, width - 8)), cut(right, max(0, width // 2))
-    line = Line("─ ", style).add(left, STRONG).add(" ", style)
-    tail = f" {right} ─" if right else ""
-    if line.width + cell_len(tail) > width:
-        tail = ""
-    return (
-        line.add("─" * (width - line.width - cell_len(tail)), style)
-        .add(tail, BAD if right == "SIMULATED" else style)
-        .within(width)
-    )
+def rule(title: str, mark: str, width: int, style: Style = HEAD) -> Line:
+    """Return a horizontal line with a title at its left and a mark at its right, for which the title gives way."""
+    tail = f" {mark} ─" if mark else ""
+    room = width - cell_len(tail) - 4
+    line = Line()
+    if title and room > 0:
+        line.add("─ ", style).add(cut(title, room), STRONG).add(" ", style)
+    return line.add("─" * (width - line.width - cell_len(tail)), style).add(tail, BAD).within(width)
 
 
 def box(title: str, rows: Sequence[Line], width: int, style: Style = HEAD) -> list[Line]:

@@ -13,20 +13,21 @@ import attrs
 from rich.style import Style
 
 from altgrad_core.console.canvas import BAD, DIM, GOOD, PLAIN, STRONG, WARN, Line, bar, rule, sparkline
-from altgrad_core.console.grid import draw_grid, least_rows
+from altgrad_core.console.grid import Grid
 from altgrad_core.console.runs_table import runs_table
 from altgrad_core.console.state import RunState, ScreenState, Task
 from altgrad_core.console.words import clock, count, percent, perplexity, signed_percent, size
 
 _LABEL = 7
 _WIDE = 100
+_LEAST = 6  # rows that many GPUs leave to the training
 
-# metric -> (what it is called, in short, its alert threshold)
+# metric -> (what it is called, in short, its alert)
 HEALTH = {
     "overflow_rate": ("overflow", "over", "overflow"),
     "underflow_rate": ("underflow", "under", "underflow"),
     "bit_stall_rate": ("bit stall", "stall", "bit_stall"),
-    "grad_cos_sim": ("cosine", "cos", "grad_cos_sim"),
+    "grad_cos_sim": ("cosine", "cos", None),
 }
 
 
@@ -46,15 +47,15 @@ def frame(state: ScreenState, width: int, height: int, now: float) -> list[Line]
     if len(state.runs) > 1:
         room = max(3, height - 1 - (6 if shown else 0))
         rows += [Row(line, 1) for line in runs_table(state, width, room, now)]
-    grid: list[Line] = []
+    drawn: list[Line] = []
     if shown is not None:
         rows += run_rows(state, shown, width, now, alone=len(state.runs) == 1)
         if shown.gpus:
-            nodes = len({gpu.node for gpu in shown.gpus.values()})
-            rows = fitting(rows, max(3, height - least_rows(nodes)))
+            grid = Grid(shown)
+            rows = fitting(rows, max(_LEAST, height - grid.least_rows(width)))
             room = height - len(rows)
-            grid = draw_grid(shown, width, room) if room > 0 else []
-    return [row.line.within(width) for row in fitting(rows, height)] + grid
+            drawn = grid.draw(width, room) if room > 0 else []
+    return [row.line.within(width) for row in fitting(rows, height)] + drawn
 
 
 def fitting(rows: Sequence[Row], height: int) -> list[Row]:
@@ -80,14 +81,14 @@ def run_rows(state: ScreenState, run: RunState, width: int, now: float, *, alone
     if run.checkpoint is not None:
         event = run.checkpoint
         text = f"{event['path']} ({event['kind']}), {size(event['bytes'])} in {event['seconds']:.2f} s"
-        rows.append(Row(_labelled("saved").add(text, DIM), 8))
+        rows.append(Row(_labelled("loaded" if event["kind"] == "resumed" else "saved").add(text, DIM), 8))
     if run.communication is not None:
         event = run.communication
         text = f"{event['op']} of {size(event['bytes'])} over {event['ranks']} ranks: {event['milliseconds']:.2f} ms"
         rows.append(Row(_labelled("comm").add(text, DIM), 9))
     if run.alert is not None:
         text = f"! {run.alerts}, last at step {run.alert['step']}: {run.alert['message']}"
-        rows.append(Row(_labelled("alerts").add(text, BAD if run.alert["action"] == "stop" else WARN), 4))
+        rows.append(Row(_labelled("alerts").add(text, BAD if run.alert["action"] == "stop" else WARN), 3))
     if run.host is not None and not run.gpus:
         rows.append(Row(_host(run, width), 5))
     return rows
@@ -97,9 +98,12 @@ def validation_text(run: RunState, width: int, *, step: bool = True) -> str:
     """Return the last evaluation in words, as many of them as fit; the run must have one."""
     valid = run.validation
     assert valid is not None
-    best = "best so far" if valid.best_step == valid.step else f"best {valid.best_loss:.4f} at {valid.best_step}"
     parts = [f"loss {valid.loss:.4f}", f"ppl {perplexity(valid.perplexity)}"]
-    parts += [f"step {valid.step}", best] if step else [best]
+    if step:
+        parts.append(f"step {valid.step}")
+    if math.isfinite(valid.best_loss):
+        here = valid.best_step == valid.step
+        parts.append("best so far" if here else f"best {valid.best_loss:.4f} at {valid.best_step}")
     if valid.above_training is not None:
         side = "below" if valid.above_training < 0 else "above"
         parts.append(f"{abs(valid.above_training):.4f} {side} training loss")
@@ -113,32 +117,43 @@ def validation_text(run: RunState, width: int, *, step: bool = True) -> str:
 
 
 def health_line(run: RunState, width: int) -> Line | None:
-    """Return how the format does, each value marked when it is past the run's alert threshold; None unmeasured."""
+    """Return how the format does, each value marked when it is past the run's alert threshold; None unmeasured.
+
+    In short words where the width asks for them; where these are too long, too, the worst come first.
+    """
+    parts = _health(run, short=False)
+    if _LABEL + sum(part.width + 2 for _, part in parts) - 2 > width:
+        parts = _health(run, short=True)
+    if _LABEL + sum(part.width + 2 for _, part in parts) - 2 > width:
+        parts.sort(key=lambda part: (BAD, WARN).index(part[0]) if part[0] in (BAD, WARN) else 2)
     line = _labelled("health")
-    for metric, (name, short, threshold) in HEALTH.items():
+    for number, (_, part) in enumerate(parts):
+        gap = "  " if number else ""
+        if number and line.width + len(gap) + part.width > width:
+            break
+        line.add(gap).extend(part)
+    return line if parts else None
+
+
+def _health(run: RunState, *, short: bool) -> list[tuple[Style, Line]]:
+    parts = []
+    for metric, (long_name, short_name, alert) in HEALTH.items():
         if metric in run.values:
-            mark, style = judged(run, metric, threshold)
-            line.add(f"{name if width >= 76 else short} ")
-            line.add(f"{health_value(metric, run.values[metric], short=width < 76)}{mark}", style).add("  ")
-    return line if len(line.parts) > 1 else None
+            value = run.values[metric]
+            mark, style = judged(value, None if alert is None else run.threshold(alert))
+            text = f"{value:.4f}" if alert is None else percent(value)
+            if short:
+                text = f"{value:.2f}" if alert is None else text.replace(" ", "")
+            parts.append((style, Line(f"{short_name if short else long_name} ").add(f"{text}{mark}", style)))
+    return parts
 
 
-def health_value(metric: str, value: float, *, short: bool = False) -> str:
-    """Return a value of the health line."""
-    if metric == "grad_cos_sim":
-        return f"{value:.2f}" if short else f"{value:.4f}"
-    return percent(value).replace(" ", "") if short else percent(value)
-
-
-def judged(run: RunState, metric: str, threshold: str) -> tuple[str, Style]:
-    """Return the mark and colour of a health value: red past the alert's threshold, yellow past half of the way to it."""
-    limit, value = run.threshold(threshold), run.values[metric]
+def judged(value: float, limit: float | None) -> tuple[str, Style]:
+    """Return the mark and colour of a health value: red past its alert's limit or no number, yellow past half of that."""
+    if not math.isfinite(value) or (limit is not None and value > limit):
+        return " !", BAD
     if limit is None:
         return "", PLAIN
-    if metric == "grad_cos_sim":  # 1 is best
-        limit, value = 1 - limit, 1 - value
-    if value > limit:
-        return " !", BAD
     return (" ~", WARN) if value > limit / 2 else ("", GOOD)
 
 
@@ -223,9 +238,9 @@ def _baseline(state: ScreenState, run: RunState) -> Line | None:
     line = _labelled("base")
     found = state.against_baseline(run)
     if found is None:
-        return line.add(f"{base.name} has no loss at step {run.step}", DIM)
+        return line.add(f"{base.name} has no loss at step {run.loss_step or run.step}", DIM)
     loss, difference = found
-    return line.add(f"{base.name} {loss:.4f} at step {run.step}  ").add(
+    return line.add(f"{base.name} {loss:.4f} at step {run.loss_step}  ").add(
         f"{signed_percent(difference)} against it", STRONG
     )
 

@@ -8,7 +8,7 @@ any memory left (M), memory errors that ECC could not correct (E), or nothing re
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import attrs
 
@@ -48,6 +48,17 @@ def worst(healths: Mapping[int, Health]) -> int | None:
     """Return the rank of the sickest GPU, the first of several; None when all are well."""
     rank = max(healths, key=lambda rank: healths[rank].severity, default=None)
     return rank if rank is not None and healths[rank].severity else None
+
+
+def fullness(gpu: Gpu, sample: GpuSample) -> float | None:
+    """Return how much of the memory is in use, in percent; None when that is not known."""
+    return None if sample.used_mib is None or not gpu.total_mib else 100 * sample.used_mib / gpu.total_mib
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean of those that are known; None when none is."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _one(gpu: Gpu, sample: GpuSample | None, utilization: float | None, clock: float | None) -> Health:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import attrs
@@ -27,12 +28,13 @@ class _Column:
     value: Callable[[ScreenState, RunState], tuple[str, Style]]
 
 
-def _rate(metric: str, threshold: str) -> Callable[[ScreenState, RunState], tuple[str, Style]]:
+def _rate(metric: str, alert: str) -> Callable[[ScreenState, RunState], tuple[str, Style]]:
     def value(state: ScreenState, run: RunState) -> tuple[str, Style]:
-        rate, limit = run.values.get(metric), run.threshold(threshold)
+        rate, limit = run.values.get(metric), run.threshold(alert)
         if rate is None:
             return "-", DIM
-        return (f"{percent(rate)}!", BAD) if limit is not None and rate > limit else (f"{percent(rate)} ", PLAIN)
+        bad = not math.isfinite(rate) or (limit is not None and rate > limit)
+        return (f"{percent(rate)}!", BAD) if bad else (f"{percent(rate)} ", PLAIN)
 
     return value
 

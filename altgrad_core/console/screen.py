@@ -50,6 +50,8 @@ class PlainScreen:
         # (run, rank) -> the mark that was told, the one of the last sample, and how often in a row it came
         self._sick: dict[tuple[str, int], tuple[str, str, int]] = {}
         self._closed = False
+        self.log_ends: dict[str, str] = {}
+        """What the workers of this call that did not finish printed last, by run."""
         self.trains = True
         """Whether there is anything to train; ``begin`` may find that there is not."""
 
@@ -83,6 +85,7 @@ class PlainScreen:
     def end(self, run: PlannedRun, status: Status, log_end: str, killed_by: str) -> None:
         """Say what no event could, and show the end of the log of a run that did not finish."""
         name, state = run.config.name, self.state.runs[run.config.name]
+        self.log_ends[name] = log_end
         if not state.over:
             state.stop(
                 status, f"its process was ended by {killed_by}" if killed_by else "its process ended without a word"
@@ -248,6 +251,13 @@ class LiveScreen(PlainScreen):
         room = rows - max(3, rows // 5)  # log lines stay in sight above
         above, self._above = self._above, []
         self.area.draw(frame(self.state, columns - 1, room, self.now()), above)
+
+    def close(self, *, table_follows: bool = False) -> None:
+        """The same; the cursor is there again even if it cannot be said how everything ended."""
+        try:
+            super().close(table_follows=table_follows)
+        finally:
+            self.area.close()
 
     def _finish(self, lines: list[Line]) -> None:
         above, self._above = self._above, []

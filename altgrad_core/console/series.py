@@ -30,6 +30,11 @@ class Series:
         self._values.append(value)
         self._extend(value)
 
+    @property
+    def last_step(self) -> int | None:
+        """The highest step; None before the first."""
+        return self._steps[-1] if self._steps else None
+
     def at(self, step: int) -> float | None:
         """Return the value of ``step``, None when it was not logged."""
         index = bisect_left(self._steps, step)

@@ -13,7 +13,7 @@ import attrs
 
 from altgrad_core.console.series import Series
 from altgrad_core.experiments.hardware import Gpu, GpuSample, HostSample, of_facts
-from altgrad_core.training.events import SIMULATED, Event
+from altgrad_core.training.events import PREPARING, SIMULATED, Event
 
 _IGNORED_STEPS = 3  # the first steps warm caches up and would spoil the ETA
 _SHOWN = (
@@ -79,11 +79,10 @@ class RunState:
     tasks: dict[str, Task] = attrs.field(factory=dict)
     validation: Validation | None = None
     facts: dict[str, dict[str, Any]] = attrs.field(factory=dict)
-    alerts: int = 0
     alert: Event | None = None
     """The last alert."""
     checkpoint: Event | None = None
-    """The last checkpoint."""
+    """The last checkpoint that the run can go on from; that of an anomaly is none."""
     communication: Event | None = None
     """The last ``comm`` event."""
     gpus: dict[int, Gpu] = attrs.field(factory=dict)
@@ -94,6 +93,7 @@ class RunState:
     latest: float = 0
     """Unix time of the last event."""
     _began: float | None = None
+    _heard: float = 0  # time of the last event that this stretch told for sure
     _expected: bool = False
     _earlier_s: float = 0
     logged: int = 0
@@ -101,11 +101,23 @@ class RunState:
     _first: tuple[int, float] | None = None
     _last: tuple[int, float] | None = None
     _utilization: tuple[float, int] = (0.0, 0)
+    _evaluations: dict[int, float] = attrs.field(factory=dict)  # step -> loss
+    _alerts: set[tuple[int, str]] = attrs.field(factory=set)
 
     @property
     def over(self) -> bool:
         """Whether the run has ended."""
         return self.status in OVER
+
+    @property
+    def alerts(self) -> int:
+        """How many alerts there were; one of a step that was trained again counts once."""
+        return len(self._alerts)
+
+    @property
+    def loss_step(self) -> int | None:
+        """The step of the training loss that was logged last; after a resume the run may be at an earlier one."""
+        return self.losses.last_step
 
     @property
     def mean_utilization(self) -> float | None:
@@ -127,9 +139,7 @@ class RunState:
 
     def elapsed_s(self, now: float) -> float:
         """Return the seconds spent in this run, over all its starts; up to its last event once it is over."""
-        if self._began is None:
-            return self._earlier_s
-        return self._earlier_s + max(0.0, (self.latest if self.over else now) - self._began)
+        return self._earlier_s + (0.0 if self._began is None else max(0.0, now - self._began))
 
     @property
     def pace_s(self) -> float | None:
@@ -140,9 +150,9 @@ class RunState:
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds that the remaining steps will take at the pace so far."""
+        """Seconds that the remaining steps will take at the pace so far; None when they are not being trained."""
         if self.over:
-            return 0.0
+            return 0.0 if self.status == "done" else None
         return None if self.pace_s is None else self.pace_s * (self.steps - self.step)
 
     def take(self, event: Event) -> None:
@@ -150,10 +160,15 @@ class RunState:
         if event.get(SIMULATED):
             self.simulated = True
         time = self.latest = event.get("time", self.latest)
-        # What comes after the end, such as the warning of a sink, is no new beginning.
-        again = self.over and event["event"] == "status" and event["status"] == "running"
-        if self.status == "waiting" or self._expected or again:
+        runs = event["event"] == "status" and event["status"] == "running"
+        if runs and self.status in ("running", "silent"):  # kill -9 leaves no event
+            self._end()
             self._start(time)
+        # What comes after the end, such as the warning of a sink, is no new beginning.
+        elif self.status == "waiting" or self._expected or (self.over and runs):
+            self._start(time)
+        if event["event"] not in PREPARING:
+            self._heard = time
         match event["event"]:
             case "metrics":
                 self._metrics(event)
@@ -173,9 +188,10 @@ class RunState:
                 if not self.gpus:
                     self.peak_mib = max(self.peak_mib, self.host.process_bytes / 2**20)
             case "alert":
-                self.alerts, self.alert = self.alerts + 1, event
+                self._alerts.add((event["step"], event["alert"]))
+                self.alert = event
             case "checkpoint":
-                self.checkpoint = event
+                self._checkpoint(event)
             case "comm":
                 self.communication = event
 
@@ -184,7 +200,8 @@ class RunState:
         self.status, self.reason, self._expected = "starting", "", True
 
     def _start(self, time: float) -> None:
-        self.status, self.reason, self._began, self._expected = "starting", "", time, False
+        self.status, self.reason, self._expected = "starting", "", False
+        self._began = self._heard = time
         self.tasks.clear()
         self.logged, self._first, self._last = 0, None, None
 
@@ -201,7 +218,7 @@ class RunState:
 
     def _end(self) -> None:
         if self._began is not None:
-            self._earlier_s += max(0.0, self.latest - self._began)
+            self._earlier_s += max(0.0, self._heard - self._began)
         self._began = None
         self.tasks.clear()
 
@@ -231,11 +248,10 @@ class RunState:
             self._evaluated(step, loss, perplexity)
 
     def _evaluated(self, step: int, loss: float, perplexity: float) -> None:
-        best_loss, best_step = math.inf, step
-        if self.validation is not None and self.validation.step < step:
-            best_loss, best_step = self.validation.best_loss, self.validation.best_step
-        if loss < best_loss:
-            best_loss, best_step = loss, step
+        # A step that comes again, after a resume, replaces all from there on.
+        self._evaluations = {at: known for at, known in self._evaluations.items() if at < step} | {step: loss}
+        finite = [(known, at) for at, known in self._evaluations.items() if math.isfinite(known)]
+        best_loss, best_step = min(finite, default=(math.inf, step))
         training = self.values.get("train/loss") if step else None
         self.validation = Validation(
             step=step,
@@ -252,6 +268,12 @@ class RunState:
                 self.validation, patience_used=event["patience_used"], patience=event["patience"]
             )
 
+    def _checkpoint(self, event: Event) -> None:
+        if event["kind"] == "resumed" and self.checkpoint is not None and event["path"] == self.checkpoint["path"]:
+            return  # it is told already, with the time that saving took
+        if event["kind"] != "anomaly":
+            self.checkpoint = event
+
     def _task(self, name: str, event: Event) -> None:
         if event["state"] == "end":
             self.tasks.pop(name, None)
@@ -262,9 +284,9 @@ class RunState:
 
     def _gpus(self, samples: Iterable[dict[str, Any]]) -> None:
         total, count = self._utilization
-        for facts in samples:
-            sample = of_facts(GpuSample, facts)
-            self.samples[sample.rank] = sample
+        told = {facts["rank"]: of_facts(GpuSample, facts) for facts in samples}
+        self.samples = {rank: GpuSample(rank=rank) for rank in self.gpus} | told
+        for sample in self.samples.values():
             if sample.utilization is not None:
                 total, count = total + sample.utilization, count + 1
             self.peak_mib = max(self.peak_mib, sample.used_mib or 0)
@@ -294,11 +316,11 @@ class ScreenState:
         return next((run for run in self.runs.values() if run.baseline), None)
 
     def against_baseline(self, run: RunState) -> tuple[float, float] | None:
-        """Return the baseline's loss at the run's step and the difference in percent; None without one there."""
+        """Return the baseline's loss at the run's ``loss_step`` and the difference in percent; None without one there."""
         base = self.baseline
-        if base is None or base is run or "train/loss" not in run.values:
+        if base is None or base is run or run.loss_step is None:
             return None
-        loss = base.losses.at(run.step)
+        loss = base.losses.at(run.loss_step)
         if loss is None or not math.isfinite(loss) or loss <= 0:
             return None
         return loss, 100 * (run.values["train/loss"] / loss - 1)

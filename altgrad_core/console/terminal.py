@@ -7,6 +7,7 @@ count that wrap anew (tmux, VTE, kitty, iTerm2 and the others of today), and era
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -75,9 +76,10 @@ class LiveArea:
             out.append(f"{line.drawn(self.look)}{_ERASE_LINE}\r\n")
         out.append("\r\n".join(f"{line.drawn(self.look)}{_ERASE_LINE}" for line in lines))
         out += [_ERASE_BELOW, _END]
-        self._write("".join(out))
+        # Before it is written: a signal that waits for that goes on from within.
         self._hidden = True
         self._widths, self._columns = [cell_len(line.plain) for line in lines], columns
+        self._write("".join(out))
 
     def close(self, last: Sequence[Line] = ()) -> None:
         """Take the area away, print ``last`` in its place and give the cursor back; may be called again."""
@@ -86,8 +88,8 @@ class LiveArea:
         columns, _ = self.size()
         out = [self._to_top(columns, erase=True)]
         out += [f"{line.drawn(self.look)}\r\n" for line in last]
-        self._write("".join([*out, _SHOW]))
         self._widths, self._hidden = [], False
+        self._write("".join([*out, _SHOW]))
 
     def _to_top(self, columns: int, *, erase: bool = False) -> str:
         """Return the codes that bring the cursor to the first row of what stands there."""
@@ -152,18 +154,28 @@ def restored(close: Callable[[], None]) -> Iterator[None]:
     numbers = [number for number in ending if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, end) for number in numbers}
     try:
-        yield
-    except KeyboardInterrupt:
+        try:
+            yield
+        finally:
+            close()
+    except KeyboardInterrupt:  # the next one may come while it closes
         raise SystemExit(128 + (received[0] if received else signal.SIGINT)) from None
     finally:
-        close()
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Raise the error: rich would end the process, with a status that means that a run failed."""
+        raise  # noqa: PLE0704 - rich calls this while it handles the error
+
+
 def terminal() -> Console:
-    """Return the console for standard output."""
-    return Console(file=sys.stdout, highlight=False, markup=False)
+    """Return the console for standard output; what its encoding has no character for is shown as an escape."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    return _Console(file=sys.stdout, highlight=False, markup=False)
 
 
 def table_width(console: Console) -> int:

@@ -44,6 +44,11 @@ def count(number: float) -> str:
     return f"{number:.0f}"
 
 
+def reading(value: float | None, unit: str) -> str:
+    """Return what an instrument shows, N/A when it shows nothing."""
+    return "N/A" if value is None else f"{value:.0f} {unit}"
+
+
 def gib(mib: float | None) -> str:
     """Return MiB as GiB."""
     return "N/A" if mib is None else f"{mib / 1024:.1f}"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import json
 import os
 import platform
 import time
@@ -22,18 +20,18 @@ from altgrad_core.experiments.adopt import adopt
 from altgrad_core.experiments.config import load_run
 from altgrad_core.experiments.environment import choose_device, environment, record_environment
 from altgrad_core.experiments.eventlog import EventLog
-from altgrad_core.experiments.folder import RunFolder
+from altgrad_core.experiments.feed import add_sinks
+from altgrad_core.experiments.folder import FINISHED, RunFolder
 from altgrad_core.experiments.hardware import as_facts
 from altgrad_core.experiments.history import last_metrics
 from altgrad_core.experiments.nvml import NvmlReader, NvmlUnavailable
 from altgrad_core.experiments.origin import check_unchanged
-from altgrad_core.experiments.runfile import run_table, sink_names
+from altgrad_core.experiments.runfile import run_table
 from altgrad_core.experiments.sampler import Sampler
 from altgrad_core.experiments.schema import RunConfig
 from altgrad_core.files import cache_folder
 from altgrad_core.plugins import Choice, installed
 from altgrad_core.recipes.convert import ConversionSummary, convert
-from altgrad_core.structure import unstructure
 from altgrad_core.training import rng
 from altgrad_core.training.alerts import AlertWatch
 from altgrad_core.training.checkpoint import Checkpoints, load_checkpoint
@@ -62,19 +60,18 @@ def train_run(
         facts = environment(device)
     checkpoints = open_checkpoints(config, folder, log.warn, sync_events=log.sync)
     reader, gpus_unread = _gpu_reader(device)
-    sampler = Sampler(reader)
+    sampler = Sampler(reader, log.emit)
     engine, summary = assemble(
         config,
         device,
         checkpoints,
-        emit=sampler.after(log.emit),
+        emit=log.emit,
         say=log.log,
         stop_requested=stop_requested,
         sinks=log,
     )
     engine.recorder = FlightRecorder(folder.anomalies, functools.partial(last_metrics, folder.events))
-    for name, sink in zip(sink_names(config.sinks), config.sinks, strict=True):
-        log.add_sink(name, functools.partial(build, "sink", sink, folder.path), options_hash(sink))
+    add_sinks(log, folder, config.sinks)
     checkpoints.clean()
     started = time.perf_counter()
     with telling(log.emit, "loading a checkpoint") if folder.has_checkpoints else contextlib.nullcontext():
@@ -82,7 +79,7 @@ def train_run(
     loading_s = time.perf_counter() - started
     notes = _begin_fork(config, engine) if resumed is None and config.fork is not None else None
     changes = record_environment(folder.environment, facts)
-    log.start_sinks(folder.path / "sinks.json")
+    log.start_sinks(folder.sinks)
     log.emit(
         {
             "event": "status",
@@ -116,6 +113,8 @@ def train_run(
         log.log(" ".join([f"Begins where {config.fork.run} stood after step {config.fork.step}.", *notes]))
     with sampler:
         outcome = engine.run()
+    if outcome in FINISHED:
+        log.training_ended()
     reasons = {"done": "", "stopped": engine.alerts.stop_reason, "interrupted": why_stopped()}
     log.emit({"event": "status", "status": outcome, "step": engine.step_number, "reason": reasons[outcome]})
     return outcome
@@ -124,6 +123,8 @@ def train_run(
 def prepare_device(name: str) -> torch.device:
     """Return the device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` and make this process compute deterministically."""
     device = choose_device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuBLAS needs a workspace of fixed size
     torch.use_deterministic_algorithms(True)
     return device
@@ -199,11 +200,6 @@ def _build_model(config: RunConfig, vocab_size: int, emit: Callable[[Event], Non
         finally:
             counting.remove()
     return model
-
-
-def options_hash(choice: Choice) -> str:
-    """Return a text that is the same for the same options and gives none of them away."""
-    return hashlib.sha256(json.dumps(unstructure(choice.options), sort_keys=True, default=str).encode()).hexdigest()
 
 
 def open_checkpoints(

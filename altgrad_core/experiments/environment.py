@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -66,9 +67,12 @@ def cast_kernel() -> str:
 def record_environment(path: Path, facts: dict[str, Any]) -> list[str]:
     """Write ``env.json`` and return what differs from where the run began: ``cpu_threads: 1 -> 2``.
 
-    The file holds the newest environment; those before it that differ stay under ``earlier``, oldest first.
+    The file holds the newest environment; those before it that differ stay under ``earlier``, oldest first. One that is
+    damaged is written anew: no training depends on it.
     """
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    before: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
     earlier = before.pop("earlier", [])
     if before and before != facts:
         earlier.append(before)

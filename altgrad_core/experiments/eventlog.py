@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +15,10 @@ from typing import Any
 
 import attrs
 
-from altgrad_core.errors import RunFailed
+from altgrad_core.errors import AltgradError, RunFailed
 from altgrad_core.experiments.eventfile import EventFile
 from altgrad_core.experiments.sinkrunner import Patience, Position, SinkRunner
-from altgrad_core.files import write_whole
+from altgrad_core.experiments.sinkstates import SinkStates
 from altgrad_core.training.events import Event, MetricSink
 
 _PATIENCE = Patience()
@@ -42,6 +41,8 @@ class EventLog:
         self._runners: dict[str, SinkRunner] = {}
         self._loaded: dict[str, Any] = {}
         self._skipped: list[tuple[int, int]] = []
+        self._states: SinkStates | None = None
+        self._over = False
 
     def emit(self, event: Event) -> None:
         """Append an event, stamped with the time; a full disk is a ``RunFailed``."""
@@ -69,36 +70,54 @@ class EventLog:
         self._builds[name] = build
         self._options[name] = options
 
-    def start_sinks(self, first_states: Path) -> None:
+    def start_sinks(self, states: Path) -> None:
         """Start every sink where the checkpoint has it; one that it does not know gets the run's events from the first.
 
         So does one whose options have changed since. A run that starts over before its first checkpoint gives its sinks
-        the state they had when they were first built, kept in ``first_states``, so that a tracker goes on with the same
-        run.
+        the state they had when they were first built, kept in ``states``, so that a tracker goes on with the same run.
         """
-        first = json.loads(first_states.read_text()) if first_states.exists() else {}
-        keep = threading.Lock()
+        self._states = SinkStates(states, self.warn)
+        self._states.keep_end(None)
+        self._start(self._positions())
 
-        def keep_first(name: str, state: str) -> None:
-            with keep:
-                first[name] = {"options": self._options[name], "state": json.loads(state)}
-                write_whole(first_states, json.dumps(first))
+    def feed_sinks(self, states: Path) -> None:
+        """Start the sinks of a finished run where its training, or the last feeding, has left them.
 
-        positions = self._positions()
+        Raises ``AltgradError`` when nobody knows where that is.
+        """
+        self._states = SinkStates(states, self.warn)
+        if self._states.end is None:
+            raise AltgradError(f"{states} does not say where the training ended, so the run's sinks get nothing more.")
+        self._over, self._loaded = True, self._states.end
+        self._skipped = [(first, last) for first, last in self._loaded["skipped"]]
+        self._start(self._loaded["sinks"])
+
+    def training_ended(self) -> None:
+        """Note for ``feed_sinks`` where everything stands; to be called before the event that says so."""
+        assert self._states is not None
+        self._over = True
+        self._states.keep_end(self.state_dict())
+
+    def _start(self, positions: dict[str, dict[str, Any]]) -> None:
+        assert self._states is not None
         for name, build in self._builds.items():
-            position = self._position(name, positions.get(name), first.get(name))
+            position = self._position(name, positions.get(name), self._states.first.get(name))
             self._runners[name] = SinkRunner(
                 name,
                 build,
                 self._file,
                 position,
                 skipped=self._skipped,
-                keep_first=functools.partial(keep_first, name),
+                keep_first=functools.partial(self._keep_first, name),
                 warn=self.warn,
                 patience=self._patience,
             )
         for runner in self._runners.values():
             runner.start()
+
+    def _keep_first(self, name: str, state: str) -> None:
+        assert self._states is not None
+        self._states.keep_first(name, self._options[name], json.loads(state))
 
     def state_dict(self) -> dict[str, Any]:
         """Return where each sink stands and where it has to get: this place of the log. Waits for no sink."""
@@ -126,9 +145,11 @@ class EventLog:
         for runner in self._runners.values():
             runner.finish(end)
         self._drain(in_a_hurry)
-        if self._runners:
-            outcomes = {name: runner.outcome() for name, runner in self._runners.items()}
-            with contextlib.suppress(RunFailed):  # a full disk takes no event either
+        with contextlib.suppress(RunFailed):  # of a full disk the run has told
+            if self._over and self._states is not None:
+                self._states.keep_end(self.state_dict())
+            if self._runners:
+                outcomes = {name: runner.outcome() for name, runner in self._runners.items()}
                 self.emit({"event": "sinks", "sinks": outcomes})
         self._file.close()
 

@@ -20,6 +20,8 @@ from altgrad_core.errors import AltgradError
 from altgrad_core.experiments.history import last_status
 from altgrad_core.experiments.schema import Status
 
+FINISHED: tuple[Status, ...] = ("done", "stopped")
+"""States that no further training follows; the others are to be resumed or mended."""
 _PATIENCE_S = 1.0
 
 
@@ -50,6 +52,11 @@ class RunFolder:
         return self.path / "events.jsonl"
 
     @property
+    def sinks(self) -> Path:
+        """What the run's sinks need beside the checkpoints; see ``SinkStates``."""
+        return self.path / "sinks.json"
+
+    @property
     def log(self) -> Path:
         """What the worker process printed."""
         return self.path / "log.txt"
@@ -74,11 +81,19 @@ class RunFolder:
         """Locked by the worker for as long as it lives; names it."""
         return self.path / "run.lock"
 
-    def log_end(self, lines: int = 15) -> str:
-        """Return the last lines that the run's worker printed; empty when it printed nothing."""
+    @property
+    def log_size(self) -> int:
+        """How many bytes the run's workers have printed; every start goes on in the same file."""
+        return self.log.stat().st_size if self.log.exists() else 0
+
+    def log_end(self, start: int = 0, lines: int = 15) -> str:
+        """Return the last lines that the run's workers printed behind byte ``start``; empty when they printed nothing."""
         if not self.log.exists():
             return ""
-        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+        with self.log.open("rb") as file:
+            file.seek(start)
+            text = file.read().decode(errors="replace")
+        return "\n".join(text.splitlines()[-lines:])
 
     def status(self) -> Status:
         """Return the state of the run; see the module's text."""

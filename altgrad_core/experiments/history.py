@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from altgrad_core.experiments.eventfile import parse_event
 from altgrad_core.training.events import Event, metrics_of
@@ -24,13 +25,16 @@ def last_status(path: Path) -> Event | None:
     return next((event for event in reversed(_ending(path)) if event["event"] == "status"), None)
 
 
-def sinks_told_of(path: Path) -> set[str]:
-    """Return the sinks of which a run said after its last ``status`` event how they fared."""
-    return {name for event in _ending(path) if event["event"] == "sinks" for name in event["sinks"]}
+def fed_sinks(path: Path) -> set[str]:
+    """Return the sinks that have got all of a run, by what is told of them after its last ``status`` event."""
+    outcomes: dict[str, dict[str, Any]] = {}
+    for event in _ending(path):
+        outcomes |= event.get("sinks", {})
+    return {name for name, outcome in outcomes.items() if outcome["status"] == "complete"}
 
 
 def _ending(path: Path) -> list[Event]:
-    """Return the last ``status`` event of a file and, if there is one after it, the last ``sinks`` event."""
+    """Return the last ``status`` event of a file and the ``sinks`` events after it."""
     found: list[Event] = []
     if path.exists():
         with path.open("rb") as file:
@@ -39,8 +43,8 @@ def _ending(path: Path) -> list[Event]:
                     event = parse_event(line, f"{path}:{number}")
                     if event["event"] == "status":
                         found = [event]
-                    elif event["event"] == "sinks" and found:
-                        found = [found[0], event]
+                    elif event["event"] == "sinks":
+                        found.append(event)
     return found
 
 

@@ -30,7 +30,7 @@ PLUGIN_KINDS = {
 }
 
 # Keys that may change between two calls: they decide nothing of what is trained.
-_FREE = re.compile(r"(baseline|launcher|sink)\b")
+_FREE = re.compile(r"(baseline|launcher|sink|checkpoint\.(every|keep|keep_every))\b")
 
 
 def build_run(table: Mapping[str, Any], plugins: Plugins) -> RunConfig:
@@ -83,7 +83,7 @@ def build_sinks(value: Any, plugins: Plugins) -> tuple[Choice, ...]:
         with collector.at(index):
             sink = choose(plugins, "sink", item)
             if sink in sinks:
-                raise ValueError(f"this is the sink [{sinks.index(sink)}] once more. Take one of them out")
+                raise StructureError([Problem((), f"is sink[{sinks.index(sink)}] once more. Take one of them out")])
             sinks.append(sink)
     collector.check()
     return tuple(sinks)

@@ -19,22 +19,21 @@ import attrs
 from altgrad_core.errors import AltgradError, unknown
 from altgrad_core.experiments.config import dump_run, load_run
 from altgrad_core.experiments.eventfile import EventTail
-from altgrad_core.experiments.folder import RunFolder, hold
+from altgrad_core.experiments.feed import hungry_sinks
+from altgrad_core.experiments.folder import FINISHED, RunFolder, hold
 from altgrad_core.experiments.fork import bring_start, check_model
-from altgrad_core.experiments.history import sinks_told_of
+from altgrad_core.experiments.guard import Guarded
 from altgrad_core.experiments.launch import Launcher, Worker
 from altgrad_core.experiments.plan import open_data
-from altgrad_core.experiments.runfile import decisive_changes, run_table, sink_names
+from altgrad_core.experiments.runfile import decisive_changes, run_table
 from altgrad_core.experiments.schema import Experiment, RunConfig, Status
 from altgrad_core.experiments.worker import signal_name, stopping_signals
-from altgrad_core.files import write_whole
+from altgrad_core.files import sync_folder, write_whole
 from altgrad_core.plugins import installed
 from altgrad_core.training.data import Workspace
 from altgrad_core.training.events import Event
 
 Action = Literal["train", "resume", "feed", "skip"]
-FINISHED: tuple[Status, ...] = ("done", "stopped")
-"""States that no further training follows; the others are to be resumed or mended."""
 _POLL_S = 0.1
 _SECOND_THOUGHTS_S = 1.0
 
@@ -48,14 +47,14 @@ class PlannedRun:
     folder: RunFolder
     """Its folder."""
     action: Action
-    """``train`` from the start, ``resume`` from the newest checkpoint, ``feed`` sinks of a finished run that were not
-    told of its end (it was killed before, or they are new), or ``skip``."""
+    """``train`` from the start, ``resume`` from the newest checkpoint, ``feed`` sinks of a finished run that have not
+    got all of it, or ``skip``."""
     reason: str
     """Why, in a word or two: new, interrupted, done, stopped, failed."""
 
 
 class Observer(Protocol):
-    """Is told what happens: the console."""
+    """Is told what happens: the console. One that raises is told nothing more, and the training goes on."""
 
     def say(self, message: str) -> None:
         """One line about a preparation that takes time."""
@@ -97,6 +96,8 @@ def run_experiment(
     starts over. SIGINT and SIGTERM make every worker save a checkpoint and end; then ``Interrupted`` is raised.
     Raises ``AltgradError`` when a run's configuration differs from that of its folder, with the differences.
     """
+    if not isinstance(observer, Guarded):
+        observer = Guarded(observer)
     selected = select_runs(experiment, only)
     if device not in ("auto", "cpu"):  # these need no look, and no torch
         from altgrad_core.experiments.environment import choose_device
@@ -110,7 +111,7 @@ def run_experiment(
     with _held(experiment, folder):
         plan = _plan(selected, folder, fresh=fresh, retry_failed=retry_failed)
         # Before anything is trained, so that wrong data is one error and not one failed run after the other.
-        to_train = [planned for planned in plan if planned.action != "skip"]
+        to_train = [planned for planned in plan if planned.action in ("train", "resume")]
         data = open_data([planned.config for planned in to_train], installed(), Workspace(say=observer.say))
         forks = [planned for planned in to_train if planned.config.fork is not None]
         for fork in (fork for fork in forks if fork.action == "train"):
@@ -119,12 +120,20 @@ def run_experiment(
             _move_aside([planned.folder for planned in plan], observer)
         observer.begin(plan)
         for planned in plan:
-            planned.folder.path.mkdir(exist_ok=True)
+            if not planned.folder.path.exists():
+                planned.folder.path.mkdir()
+                sync_folder(folder)
             if planned in forks:
                 bring_start(planned.config, planned.folder)
-            write_whole(planned.folder.config, dump_run(planned.config))
-        _Crew(observer, device, jobs).work_off(to_train)
+            _write_config(planned)
+        _Crew(observer, device, jobs).work_off([planned for planned in plan if planned.action != "skip"])
     return {planned.config.name: planned.folder.status() for planned in plan}
+
+
+def _write_config(planned: PlannedRun) -> None:
+    path, text = planned.folder.config, dump_run(planned.config)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_whole(path, text)
 
 
 def _held(experiment: Experiment, folder: Path) -> AbstractContextManager[None]:
@@ -176,7 +185,7 @@ def _plan(selected: Sequence[RunConfig], folder: Path, *, fresh: bool, retry_fai
                 changes.append(f"{run.path} was made with another configuration (then -> now):")
                 changes += [f"  {line}" for line in differences]
         action: Action = "train"
-        if status in FINISHED and run.has_checkpoints and set(sink_names(config.sinks)) - sinks_told_of(run.events):
+        if status in FINISHED and run.sinks.exists() and hungry_sinks(run, config.sinks):
             action = "feed"
         elif status in FINISHED or (status == "failed" and not retry_failed):
             action = "skip"
@@ -209,6 +218,7 @@ class _Running:
     planned: PlannedRun
     worker: Worker
     tail: EventTail
+    log_start: int
 
 
 class _Crew:
@@ -218,6 +228,7 @@ class _Crew:
         self.observer, self.device, self.jobs = observer, device, jobs
         self.running: list[_Running] = []
         self.received: list[int] = []
+        self._told = False
 
     def work_off(self, waiting: list[PlannedRun]) -> None:
         """Execute all runs; on a signal, interrupt the workers, wait for them, and raise ``Interrupted``."""
@@ -227,14 +238,23 @@ class _Crew:
                     while waiting and len(self.running) < self.jobs and not self.received:
                         self._start(waiting.pop(0))
                     self._follow()
+                    self._tell_of_signal()
                     self.observer.idle()
                     if self.running:
                         time.sleep(_POLL_S)
             except BaseException:
-                self._dismiss()  # a screen that cannot be written to must not leave workers behind
+                self._dismiss()  # whatever happens here, no worker is left behind
                 raise
         if self.received:
             raise Interrupted(self.received[0])
+
+    def _tell_of_signal(self) -> None:
+        if self.received and not self._told:
+            self._told = True
+            kills = " Ctrl-C once more ends at once, and loses the steps since the last checkpoint."
+            what = "Saves checkpoints and ends" if self.running else "Ends"
+            name = signal_name(self.received[0])
+            self.observer.say(f"{name}: {what}.{kills if self.received[0] == signal.SIGINT else ''}")
 
     def _dismiss(self) -> None:
         for running in self.running:
@@ -246,10 +266,10 @@ class _Crew:
     def _start(self, planned: PlannedRun) -> None:
         choice = planned.config.launcher
         launcher: Launcher = installed().get("launcher", choice.kind).value(choice.options)
-        tail = EventTail(planned.folder.events)
+        tail, log_start = EventTail(planned.folder.events), planned.folder.log_size
         self.observer.start(planned)
         worker = launcher.start(planned.folder, self.device)
-        self.running.append(_Running(planned, worker, tail))
+        self.running.append(_Running(planned, worker, tail, log_start))
         if self.received:  # came while the worker was being started
             worker.interrupt(self.received[0])
 
@@ -260,30 +280,38 @@ class _Crew:
                 self.observer.event(running.planned.config.name, event)
             if status is not None:
                 self.running.remove(running)
-                self._ended(running.planned, status)
+                self._ended(running, status)
 
-    def _ended(self, planned: PlannedRun, exit_status: int) -> None:
-        status, log_end, killed_by = worker_ended(planned.folder, 0 if self.received else exit_status)
-        self.observer.end(planned, status, log_end, killed_by)
+    def _ended(self, running: _Running, exit_status: int) -> None:
+        folder = running.planned.folder
+        outcome = worker_ended(folder, 0 if self.received else exit_status, running.log_start)
+        self.observer.end(running.planned, *outcome)
 
 
-def worker_ended(folder: RunFolder, exit_status: int) -> tuple[Status, str, str]:
-    """Return the run's state, the end of its log and the signal that ended its worker, as ``Observer.end`` takes them."""
+def worker_ended(folder: RunFolder, exit_status: int, log_start: int = 0) -> tuple[Status, str, str]:
+    """Return the run's state, the end of its log and the signal that ended its worker, as ``Observer.end`` takes them.
+
+    ``log_start`` is the size of the log when the worker was started: what stands before is of earlier ones.
+    """
     status = folder.status()
     if status in FINISHED or not exit_status:
         return status, "", ""
-    return status, folder.log_end().strip(), signal_name(-exit_status) if exit_status < 0 else ""
+    return status, folder.log_end(log_start).strip(), signal_name(-exit_status) if exit_status < 0 else ""
 
 
 @contextmanager
 def _forwarding(crew: _Crew) -> Iterator[None]:
-    """Hand signals on to the workers instead of dying; Ctrl-C once more, a second later or after, kills them."""
+    """Hand signals on to the workers instead of dying; Ctrl-C once more, a second later or after, kills them.
+
+    Only that: a closed terminal or a scheduler's SIGTERM after a Ctrl-C must not cut off the save that it asked for.
+    """
     since = 0.0
 
     def receive(number: int, frame: object) -> None:
         nonlocal since
-        again = bool(crew.received) and time.monotonic() - since > _SECOND_THOUGHTS_S
-        since = since or time.monotonic()
+        again = number == signal.SIGINT in crew.received and time.monotonic() - since > _SECOND_THOUGHTS_S
+        if number == signal.SIGINT:
+            since = since or time.monotonic()
         crew.received.append(number)
         for running in crew.running:
             running.worker.interrupt(signal.SIGKILL if again else number)

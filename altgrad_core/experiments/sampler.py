@@ -1,31 +1,35 @@
-"""Samples GPUs and host in a thread of its own, beside the training.
+"""Samples GPUs and host in a thread of its own, beside the training, however long a step takes or hangs.
 
-The thread only reads. What it read becomes an event in the thread that trains, after the next event there, so that
-event log and sinks need no locks; between two events of a long step only the newest sample is kept.
+What it reads it emits at once: ``EventLog.emit`` may be called from any thread.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import psutil
 
+from altgrad_core.errors import RunFailed
 from altgrad_core.experiments.hardware import HostSample, as_facts
 from altgrad_core.experiments.nvml import NvmlReader
 from altgrad_core.training.events import Event
 
 PERIOD_S = 2.0
+_PATIENCE_S = 10.0
 
 
 class Sampler:
-    """Reads ``gpus`` (None on a machine without) and the host every ``period_s`` seconds inside ``with``."""
+    """Reads ``gpus`` (None on a machine without) and the host every ``period_s`` seconds inside ``with``, and emits it.
 
-    def __init__(self, gpus: NvmlReader | None, *, period_s: float = PERIOD_S) -> None:
-        self._gpus, self._period_s = gpus, period_s
+    A reading that fails is a warning, told once; the next one is tried all the same.
+    """
+
+    def __init__(self, gpus: NvmlReader | None, emit: Callable[[Event], None], *, period_s: float = PERIOD_S) -> None:
+        self._gpus, self._emit, self._period_s = gpus, emit, period_s
         self._process = psutil.Process()
-        self._waiting: list[Event] = []
+        self._warned: set[str] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="altgrad-sampler", daemon=True)
 
@@ -34,29 +38,34 @@ class Sampler:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Stop the thread; what waits is dropped."""
+        """Stop the thread; one that hangs in the driver is left behind."""
         self._stop.set()
-        self._thread.join()
-        if self._gpus is not None:
+        self._thread.join(_PATIENCE_S)
+        if self._gpus is not None and not self._thread.is_alive():
             self._gpus.close()
-
-    def after(self, emit: Callable[[Event], None]) -> Callable[[Event], None]:
-        """Return ``emit`` that also emits what was sampled since."""
-
-        def emit_all(event: Event) -> None:
-            emit(event)
-            waiting, self._waiting = self._waiting, []
-            for sample in waiting:
-                emit(sample)
-
-        return emit_all
 
     def _run(self) -> None:
         psutil.cpu_percent()  # the first call of a thread begins the interval that its next one measures
         while not self._stop.wait(self._period_s):
-            self._waiting = self._sample()
+            with contextlib.suppress(RunFailed):  # a full disk: the training meets it, too, and tells it
+                self._tell("host", self._host)
+                if self._gpus is not None and not self._tell("GPUs", self._all_gpus):
+                    self._emit({"event": "gpus", "samples": []})  # none of them can be read
 
-    def _sample(self) -> list[Event]:
+    def _tell(self, what: str, read: Callable[[], Event]) -> bool:
+        """Emit what is read and return True; False, with a warning the first time, when it cannot be read."""
+        try:
+            event = read()
+        except Exception as error:
+            if what not in self._warned:
+                self._warned.add(what)
+                message = f"Could not read the {what}: {type(error).__name__}: {error}. The training goes on."
+                self._emit({"event": "log", "level": "warning", "message": message})
+            return False
+        self._emit(event)
+        return True
+
+    def _host(self) -> Event:
         memory = psutil.virtual_memory()
         host = HostSample(
             cpu_percent=psutil.cpu_percent(),
@@ -65,7 +74,8 @@ class Sampler:
             total_bytes=memory.total,
             process_bytes=self._process.memory_info().rss,
         )
-        events: list[dict[str, Any]] = [{"event": "host", **as_facts(host)}]
-        if self._gpus is not None:
-            events.append({"event": "gpus", "samples": [as_facts(sample) for sample in self._gpus.sample()]})
-        return events
+        return {"event": "host", **as_facts(host)}
+
+    def _all_gpus(self) -> Event:
+        assert self._gpus is not None
+        return {"event": "gpus", "samples": [as_facts(sample) for sample in self._gpus.sample()]}

@@ -193,8 +193,12 @@ class SinkRunner:
         """Give the sink the event at its place and return the place after it."""
         # Read again for each attempt: the sink may have changed the event before it failed.
         event, after = reader.read(self._place, self._file.end)
-        sink.write(event)
+        self._pass_on(sink.write(event))
         return after
+
+    def _pass_on(self, said: str | None) -> None:
+        if said:
+            self._tell(f"The sink '{self.name}': {said}")
 
     def _wait_for_event(self) -> bool:
         """Wait until there is an event at the sink's place; False when it has got the last one."""
@@ -245,8 +249,9 @@ class SinkRunner:
 
     def _close(self) -> None:
         assert self._sink is not None
+        sink = self._sink
         try:
-            self._call("close", self._sink.close, attempts=1)
+            self._call("close", lambda: self._pass_on(sink.close()), attempts=1)
         except _GivenUp as given_up:
             self._disable(str(given_up), "got every event but could not be closed")
         else:

@@ -25,7 +25,7 @@ from altgrad_core.errors import RunFailed
 from altgrad_core.experiments.assembly import open_checkpoints
 from altgrad_core.experiments.config import dump_run
 from altgrad_core.experiments.folder import RunFolder
-from altgrad_core.experiments.history import events_of
+from altgrad_core.experiments.history import events_of, last_status
 from altgrad_core.experiments.schema import RunConfig
 from altgrad_core.files import write_whole
 from altgrad_core.training.events import metrics_of
@@ -54,6 +54,7 @@ class Resumption:
 def verify_resume(config: RunConfig, folder: Path, *, steps: int, interrupt_at: int, device: str) -> Resumption:
     """Train ``config`` twice for ``steps`` steps in ``folder``, once interrupted, and return what differs.
 
+    A training that an alert stops earlier is compared up to there, and interrupted before its last step at the latest.
     Raises ``RunFailed`` with the end of the worker's log when a training does not get that far.
     """
     sinks = tuple(sink for sink in config.sinks if sink.kind == _CSV)
@@ -62,6 +63,10 @@ def verify_resume(config: RunConfig, folder: Path, *, steps: int, interrupt_at: 
     for run in (straight, resumed):
         write_whole(run.config, dump_run(short))
     _execute(straight, device)
+    ended = last_status(straight.events)
+    assert ended is not None, "it has just ended"
+    steps = ended["step"]
+    interrupt_at = min(interrupt_at, steps - 1)
     _execute(resumed, device, stop_at=interrupt_at)
     _execute(resumed, device)
     one, other = _facts(short, straight), _facts(short, resumed)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -19,8 +20,10 @@ from typing import NoReturn
 
 from altgrad_core.errors import AltgradError, RunFailed
 from altgrad_core.experiments.eventlog import EventLog
-from altgrad_core.experiments.folder import RunFolder, hold
-from altgrad_core.experiments.sinkrunner import THREAD_PREFIX
+from altgrad_core.experiments.feed import feed
+from altgrad_core.experiments.folder import FINISHED, RunFolder, hold
+from altgrad_core.experiments.history import last_status
+from altgrad_core.experiments.sinkrunner import THREAD_PREFIX, Patience
 
 _SHUTDOWN_S = 60.0
 
@@ -79,10 +82,14 @@ def main() -> None:
 def execute(folder: RunFolder, device_name: str, parent: int | None = None, stop_at: int | None = None) -> int:
     """Train the run and return its exit status: 0 done or stopped by an alert, 1 failed, 128 + signal interrupted.
 
+    One that is finished already gives its sinks what they lack.
     A run that ended at ``stop_at`` steps has the status of an interrupted one, and 128. ``AltgradError`` when it could
     not even begin, and no event can tell it: another process holds the run, or its event file cannot be written.
     """
     with hold(folder.lock, f"The run {folder.path}"), _signals(parent) as received:
+        last = last_status(folder.events)
+        if last is not None and last["status"] in FINISHED:
+            return _feed(folder, received)
         log = EventLog(folder.events)
         try:
             from altgrad_core.experiments.assembly import train_run
@@ -107,6 +114,18 @@ def execute(folder: RunFolder, device_name: str, parent: int | None = None, stop
             return 1
         finally:
             log.close(in_a_hurry=lambda: received.first is not None)
+
+
+def _feed(folder: RunFolder, received: Received) -> int:
+    """Give the sinks of a finished run what they lack, and return the exit status; a failure is theirs, not the run's."""
+    log = EventLog(folder.events, Patience(drained_s=math.inf))
+    try:
+        feed(folder, log)
+    except AltgradError as error:
+        log.warn(str(error))
+    finally:
+        log.close(in_a_hurry=lambda: received.first is not None)
+    return 128 + received.first if received.first else 0
 
 
 def _leave(status: int) -> NoReturn:

@@ -26,12 +26,11 @@ class Cluster:
 
     def __init__(self, card: SimulatedGpu, number: int, nodes: int, faults: Faults, rng: random.Random) -> None:
         self._card, self._rng, self._often = card, rng, FAULTS[faults]
-        each = -(-number // nodes)
         digits = max(2, len(str(nodes - 1)))
         self.gpus = [
             Gpu(
                 rank=rank,
-                node=f"node{rank // each:0{digits}}",
+                node=f"node{rank * nodes // number:0{digits}}",
                 uuid=f"GPU-{rng.getrandbits(32):08x}-{rng.getrandbits(16):04x}-simulated",
                 name=card.name,
                 total_mib=card.total_mib,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from altgrad_core.errors import AltgradError
 from altgrad_core.experiments.eventlog import EventLog
 from altgrad_core.experiments.folder import RunFolder, hold
 from altgrad_core.experiments.pacing import paced
+from altgrad_core.experiments.sinkrunner import Patience
 from altgrad_core.files import write_whole
 from altgrad_core.plugins import installed
 from altgrad_core.simulation.stream import Simulation, simulate
@@ -45,7 +47,8 @@ class SimulatedRun:
         A ``KeyboardInterrupt``, whose text may name a signal, ends the run as interrupted and goes on to the caller.
         """
         with hold(self.folder.lock, f"The run {self.folder.path}"):
-            log = _MarkedLog(self.folder.events)
+            # However far its sinks lag behind a story that takes no time, they get all of it.
+            log = _MarkedLog(self.folder.events, Patience(drained_s=math.inf))
             try:
                 self._play(log, factor, show, idle)
             finally:
@@ -71,8 +74,8 @@ class SimulatedRun:
 class _MarkedLog(EventLog):
     """Marks what the log says itself, such as that a sink failed, and keeps all for the screen."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, patience: Patience) -> None:
+        super().__init__(path, patience)
         self._unseen: deque[Event] = deque()
 
     def emit(self, event: Event) -> None:

@@ -175,7 +175,8 @@ class Checkpoints:
         """
         assert self._job.idle, "settle before the next save: the copy of the one before is still being written"
         blocked_s, started = self._job.waited_s, time.perf_counter()
-        tensors, skeleton = tree.split({**state, "notes": notes})
+        passed_over = sorted(self._passed_over - {self.name(step)})
+        tensors, skeleton = tree.split({**state, "notes": {**notes, "passed_over": passed_over}})
         content = Content(tensors=self._copy.take(tensors), notes=skeleton.pop("notes"), state=skeleton)
         self.bytes, self.written = sum(t.numel() * t.element_size() for t in content.tensors.values()), 0
         blocked_s += time.perf_counter() - started
@@ -207,7 +208,9 @@ class Checkpoints:
         errors = []
         for name in reversed(names):
             try:
-                return load_checkpoint(self.backend, name)
+                found = load_checkpoint(self.backend, name)
+                self._passed_over.update(found.notes["passed_over"])
+                return found
             except DamagedCheckpoint as error:
                 errors.append(error)
                 self._passed_over.add(name)

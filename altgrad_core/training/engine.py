@@ -117,21 +117,23 @@ class Engine:
 
     def _train(self) -> Outcome:
         self.model.train()
-        begins = self.step_number == self.first_step and self._evaluated != self.step_number
-        if begins and not self.stop_requested(self.step_number):
-            self.evaluate()
-        while self.step_number < self.train_config.steps and not self.alerts.stop_reason:
+        owed = self._evaluated != self.step_number and self._evaluation_due() and not self.alerts.stop_reason
+        if owed:
+            self._saved = None  # a checkpoint of this step was saved before its evaluation
+        while True:
+            if owed:
+                owed = not self._after_step()
+            if not owed and self.alerts.stop_reason:
+                self.save("final")
+                return "stopped"
+            if not owed and self.step_number >= self.train_config.steps:
+                return "done"
             self._settle(wait=False)
             if self.stop_requested(self.step_number):
                 self.save("interrupt")
                 return "interrupted"
             self.step()
-            if not self.alerts.stop_reason:
-                self._after_step()
-        if self.alerts.stop_reason:
-            self.save("final")
-            return "stopped"
-        return "done"
+            owed = not self.alerts.stop_reason
 
     def step(self) -> list[Alert]:
         """Do one optimizer step and carry out the alerts that it raises; returns them."""
@@ -182,24 +184,32 @@ class Engine:
             alerts += self._carry_out(self.alerts.check_rates(values), context, before)
         return alerts
 
-    def evaluate(self) -> float:
-        """Return the mean loss over the fixed validation batches, with the recipe's casts on."""
-        config = self.train_config
-        self.emit({"event": "evaluation", "step": self.step_number, "state": "begin"})
+    def evaluate(self) -> float | None:
+        """Return the mean loss over the fixed validation batches, with the recipe's casts on.
+
+        None, and nothing is told, when the run is asked to end meanwhile. Stochastic casts draw the bits of the step from
+        its beginning, so that an evaluation that is made up for after a resumption gives the same loss.
+        """
+        config, step = self.train_config, self.step_number
+        self.emit({"event": "evaluation", "step": step, "state": "begin"})
         self.model.eval()
         losses: list[Tensor] = []
         progress = Progress(self.emit, "evaluation", total=config.eval_batches, unit="batches")
-        with torch.no_grad():
+        with torch.no_grad(), self.casts.control.again(step):
             for inputs, targets in evaluation_batches(
                 self.data, batches=config.eval_batches, batch_size=config.batch_size, block_size=self.block_size
             ):
+                if self.stop_requested(step):
+                    break
                 losses.append(self._loss((inputs.to(self.device), targets.to(self.device)), self.recipe.compute))
                 progress.advance(len(losses))
         self.model.train()
+        if len(losses) < config.eval_batches:
+            return None
         loss = float(torch.stack(losses).double().mean())
-        self._emit_metrics(self.step_number, {"val/loss": loss, "val/perplexity": _perplexity(loss)})
-        self._evaluated = self.step_number
-        self.emit({"event": "evaluation", "step": self.step_number, "state": "end"})
+        self._emit_metrics(step, {"val/loss": loss, "val/perplexity": _perplexity(loss)})
+        self._evaluated = step
+        self.emit({"event": "evaluation", "step": step, "state": "end"})
         return loss
 
     def save(self, kind: str, *, best: bool = False) -> None:
@@ -303,19 +313,29 @@ class Engine:
             facts = {**attrs.asdict(finished.saved), "seconds": finished.seconds, "blocked_s": finished.blocked_s}
             self.emit({"event": "checkpoint", "step": finished.step, "kind": finished.kind, **facts})
 
-    def _after_step(self) -> None:
-        """Evaluate and save where the schedule says so; always after the last step."""
+    def _evaluation_due(self) -> bool:
+        """Tell whether the step done last is followed by an evaluation: the first, the last, and what the schedule says."""
         config, step = self.train_config, self.step_number
-        last = step == config.steps
+        return step in (self.first_step, config.steps) or bool(config.eval_every and step % config.eval_every == 0)
+
+    def _after_step(self) -> bool:
+        """Evaluate and save where the schedule says so; False when asked to end before that was done."""
+        step = self.step_number
         best = False
-        if last or (config.eval_every and step % config.eval_every == 0):
+        if self._evaluation_due():
             loss = self.evaluate()
+            if loss is None:
+                return False
+            if step == self.first_step:
+                return True  # nothing was trained
             best = loss < self.best_loss
             if best:  # not min(): a NaN would stay the best for good
                 self.best_loss = loss
+        last = step == self.train_config.steps
         due = self.checkpoint_every and step % self.checkpoint_every == 0
         if last or best or due or self.checkpoints.kept_for_good(step):
             self.save("final" if last else "best" if best else "step", best=best)
+        return True
 
     def context(self, step: int) -> StepContext:
         """Return what probes see of ``step``: its batches, and how to run its forward and backward."""

@@ -12,7 +12,7 @@ Metric values are floats; JSON has no NaN or infinity, so these travel as the st
 | ``metrics`` | ``step``; ``values``: metric name -> float |
 | ``evaluation`` | ``step``; ``state``: begin, end (values come as ``metrics``); end: ``patience_used`` of ``patience`` |
 | ``task`` | ``task``: its name; ``state``: begin, progress, end; ``done`` of ``total`` ``unit`` |
-| ``gpus`` | ``samples``: the fields of ``...hardware.GpuSample``, one for each GPU; an unreadable one is missing |
+| ``gpus`` | ``samples``: the fields of ``...hardware.GpuSample``, one for each GPU; one left out cannot be read |
 | ``host`` | the fields of ``...hardware.HostSample`` |
 | ``comm`` | ``op``: such as all_reduce; ``milliseconds``; ``bytes`` of payload; ``ranks`` that took part |
 | ``alert`` | ``step`` and the fields of ``altgrad_core.training.alerts.Alert`` |
@@ -32,6 +32,8 @@ import math
 from typing import Any, Protocol
 
 Event = dict[str, Any]
+PREPARING = frozenset({"task", "log"})
+"""Kinds of events that a process may tell before its ``status`` event ``running``; all others come after it."""
 
 
 class StateLost(Exception):
@@ -47,11 +49,14 @@ class MetricSink(Protocol):
     number generators of Python, NumPy or torch, or use the GPU.
     """
 
-    def write(self, event: Event) -> None:
-        """Take one event; when it raises, it has taken nothing of it, and gets it again."""
+    def write(self, event: Event) -> str | None:
+        """Take one event; when it raises, it has taken nothing of it, and gets it again.
 
-    def close(self) -> None:
-        """Finish; called once, also after an interruption or a failure."""
+        A text that it returns is told to the user as a warning: something went wrong that the sink can live with.
+        """
+
+    def close(self) -> str | None:
+        """Finish; called once, also after an interruption or a failure. A text is told to the user, as that of ``write``."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a sink needs to go on from here in another process (JSON types only), such as a tracker's run id.

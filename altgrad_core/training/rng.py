@@ -1,4 +1,8 @@
-"""The random number generators of a process: Python, NumPy, torch, and every CUDA device."""
+"""The random number generators of a process: Python, NumPy, torch, and that of its CUDA device.
+
+A process trains on one CUDA device, the current one; others that it sees are not its own, and may not be there when it
+goes on elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ def state() -> dict[str, Any]:
             "cached": float(cached),
         },
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": _cuda_state(),
     }
 
 
@@ -40,17 +44,25 @@ def restore(saved: dict[str, Any]) -> None:
     keys = n["keys"].cpu().numpy().astype(np.uint32)
     np.random.set_state((n["kind"], keys, n["position"], n["has_gauss"], n["cached"]))
     torch.set_rng_state(saved["torch"].cpu())
-    if torch.cuda.is_available() and saved["cuda"]:
-        torch.cuda.set_rng_state_all([s.cpu() for s in saved["cuda"]])
+    restore_torch((saved["torch"].cpu(), saved["cuda"]))
 
 
-def torch_state() -> tuple[torch.Tensor, list[torch.Tensor]]:
+def torch_state() -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the states of torch's generators only: what a forward pass draws from."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return torch.get_rng_state(), _cuda_state()
 
 
-def restore_torch(saved: tuple[torch.Tensor, list[torch.Tensor]]) -> None:
-    """Put torch's generators back."""
-    torch.set_rng_state(saved[0])
-    if saved[1]:
-        torch.cuda.set_rng_state_all(saved[1])
+def restore_torch(saved: tuple[torch.Tensor, torch.Tensor | None]) -> None:
+    """Put torch's generators back; one of a CUDA device only where this process uses one."""
+    host, device = saved
+    torch.set_rng_state(host)
+    if device is not None and _uses_cuda():
+        torch.cuda.set_rng_state(device.cpu())
+
+
+def _cuda_state() -> torch.Tensor | None:
+    return torch.cuda.get_rng_state() if _uses_cuda() else None
+
+
+def _uses_cuda() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]

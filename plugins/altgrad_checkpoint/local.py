@@ -48,7 +48,9 @@ class LocalBackend:
         """Store ``content`` under ``name``, durably. A full or read-only disk is a ``RunFailed``."""
         temporary, final = self.folder / f"{_SAVING}{name}", self.folder / name
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if not self.folder.exists():
+                self.folder.mkdir(parents=True)
+                sync(self.folder.parent)
             if temporary.exists():
                 shutil.rmtree(temporary)
             temporary.mkdir()

@@ -48,7 +48,7 @@ def build_gradients(options: GradientsOptions) -> Probe:
 
 
 def build_stability(options: ProbeOptions) -> Probe:
-    """Overflow, underflow, NaN and Inf, SQNR and dynamic range of each cast."""
+    """Overflow, underflow, NaN and Inf, SQNR and dynamic range of each cast, and the scales."""
     from altgrad_probes.stability import StabilityProbe
 
     return StabilityProbe(options.every)

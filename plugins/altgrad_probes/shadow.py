@@ -29,7 +29,7 @@ class ShadowProbe(Probe):
 
     def __init__(self, every: int) -> None:
         super().__init__(every)
-        self._before: tuple[Tensor, list[Tensor]] | None = None
+        self._before: tuple[Tensor, Tensor | None] | None = None
 
     def before_forward(self, context: StepContext) -> None:
         """Remember the generators, so that the shadow draws the same dropout masks."""

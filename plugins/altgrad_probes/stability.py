@@ -7,6 +7,12 @@
 | ``nan_count``, ``inf_count`` | NaN and infinite elements before the cast | elements |
 | ``sqnr_db`` | 10 log10(signal power / error power) of the cast | dB |
 | ``dynamic_range_db`` | 20 log10(amax / smallest non-zero magnitude) before the cast | dB |
+
+and per operand of a linear layer, of its last cast in the step:
+
+| metric | definition | unit |
+| --- | --- | --- |
+| ``scale_log2`` | log2 of the decode scale; its mean over the rows or blocks that have one each | octaves |
 """
 
 from __future__ import annotations
@@ -14,6 +20,8 @@ from __future__ import annotations
 import torch
 
 from altgrad_core.numerics.statistics import FIELDS
+from altgrad_core.recipes.linear import CastLinear
+from altgrad_core.recipes.recipe import OPERANDS
 from altgrad_core.training.probes import Probe, StepContext
 
 
@@ -29,8 +37,9 @@ class StabilityProbe(Probe):
         _collect(context)
 
     def after_backward(self, context: StepContext) -> None:
-        """Switch them off and read them, all casts at once."""
+        """Switch them off and read them, all casts at once, and the scales."""
         _measure(context)
+        _measure_scales(context)
 
     def before_update(self, context: StepContext) -> None:
         """Switch them on for what is cast after the update."""
@@ -63,3 +72,15 @@ def _measure(context: StepContext) -> None:
     add("inf_count", names, column["inf"])
     add("sqnr_db", names, 10 * torch.log10(column["signal_power"] / column["error_power"]))
     add("dynamic_range_db", names, 20 * torch.log10(column["amax"] / column["amin"]))
+
+
+def _measure_scales(context: StepContext) -> None:
+    scales: dict[str, torch.Tensor] = {}
+    for layer in context.model.modules():
+        if isinstance(layer, CastLinear):
+            casts = {operand: getattr(layer, f"{operand}_cast") for operand in OPERANDS}
+            used = {operand: cast.last_scale for operand, cast in casts.items() if cast is not None}
+            scales |= {f"{layer.cast_name}.{operand}": scale for operand, scale in used.items() if scale is not None}
+    if scales:
+        logs = [scale.double().log2().mean() for scale in scales.values()]
+        context.measurements.add_layers("scale_log2", list(scales), torch.stack(logs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -46,11 +47,8 @@ def test_every_line_says_simulated(tmp_path: Path) -> None:
 def test_no_event_is_lost_in_the_file_or_in_any_sink(tmp_path: Path) -> None:
     played(tmp_path / "runs", "--sink", "all", "--seed", "5")
     (folder,) = (tmp_path / "runs" / "simulated").iterdir()
-    written = [
-        event
-        for event in events_of(folder / "events.jsonl")
-        if event["event"] != "sinks" and not event.get("message", "").startswith("Waiting for the sinks")
-    ]
+    told = [event for event in events_of(folder / "events.jsonl") if event["event"] != "sinks"]
+    written = [event for event in told if not event.get("message", "").startswith("Waiting for the sinks")]
     assert all(event["simulated"] is True for event in events_of(folder / "events.jsonl"))
     expected = list(stream.simulate(stream.Simulation(gpus=16, nodes=2, steps=20, seed=5), written[0]["time"]))
     clocks = {"time", "saved_at"}  # of this run and of the one that was expected
@@ -63,6 +61,12 @@ def test_no_event_is_lost_in_the_file_or_in_any_sink(tmp_path: Path) -> None:
     rows = (folder / "metrics.csv").read_text().splitlines()[1:]
     assert len(rows) == sum(len(event["values"]) for event in written if event["event"] == "metrics")
     assert all(row.split(",")[1].startswith("simulated/") for row in rows)
+    for files in ("events.out.tfevents.*", "wandb/offline-run-*/run-*.wandb"):
+        (file,) = folder.glob(files)
+        deadline = time.monotonic() + 10  # W&B writes its file in a process of its own
+        while b"simulated/train/loss" not in file.read_bytes():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def test_what_becomes_of_a_sink_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

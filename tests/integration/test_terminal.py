@@ -18,6 +18,9 @@ import pytest
 from helpers import MakeExperiment
 
 import altgrad_core as altgrad
+from altgrad_core.console import terminal as terminal_module
+from altgrad_core.console.canvas import Line, Look
+from altgrad_core.console.terminal import LiveArea
 
 needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
 PLAIN = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "NO_COLOR", "TMUX"))}
@@ -209,6 +212,24 @@ def in_pty(command: list[str], *, cwd: Path, stop: int | None = None, when: byte
                 stop = None
     os.close(ours)
     return process.returncode, said
+
+
+@pytest.mark.parametrize("method", ["draw", "close"])
+def test_a_signal_that_waited_for_a_frame_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """It comes while the frame is written, and goes on from within: what stands there must be known by then."""
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as file:
+        area = LiveArea(file, Look())
+        if method == "close":
+            area.draw([Line("a frame")])
+        monkeypatch.setattr(terminal_module._writing, "waiting", "SIGTERM")
+        with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+            getattr(area, method)([Line("a line")])
+        area.close()
+        said = os.read(ours, 65536)
+    os.close(ours)
+    assert said.count(b"\x1b[?25l") == said.count(b"\x1b[?25h") == 1
+    assert said.endswith(b"\x1b[?25h")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -115,6 +115,33 @@ def test_a_package_that_is_absent() -> None:
     assert (row.status, row.reason) == ("missing", "needs the package 'altgrad_absent', which is not installed")
 
 
+def test_what_needs_an_absent_package_is_offered_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of the package's name in the working directory is no package."""
+    (tmp_path / "altgrad_nobody").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def register_sinks(register: Any) -> None:
+        register("there", print, needs="attrs")
+        register("absent", print, Model, needs="altgrad_nobody")
+
+    plugins = _load(_entry("toy", sinks=register_sinks))
+    (row,) = plugins.rows
+    missing = "the sink 'absent' needs the package 'altgrad_nobody', which is not installed: pip install altgrad_nobody"
+    assert (row.status, row.reason) == ("missing", missing)
+    assert row.offers == {"sink": ["there", "absent"]}
+    assert plugins.get("sink", "there").value is print
+    assert plugins.get("sink", "absent").missing == missing
+    assert plugins.get("sink", "absent").options is Model
+    with pytest.raises(AltgradError, match="The sink 'absent' needs the package"):
+        plugins.get("sink", "absent").value(Model(), tmp_path)
+    assert plugins.hint() == "", "it did load"
+
+
+@attrs.frozen
+class Model:
+    block_size: int = 8
+
+
 @attrs.frozen
 class Unresolvable:
     x: NoSuchType = 0  # type: ignore[name-defined] # noqa: F821

@@ -14,6 +14,7 @@ import tomli_w
 LAYERS = [f"blocks.{i}.{name}" for i in range(4) for name in ("attn.qkv", "attn.out", "mlp.up", "mlp.down")]
 OPERANDS = ("input", "weight", "grad_output")
 START = 1_790_000_000.0
+MEANS = ("grad_cos_sim", "shadow_grad_snr_db", "bit_stall_rate", "overflow_rate", "underflow_rate", "scale_log2")
 CAST = {"scaling": {"kind": "current"}, "rounding": "nearest_even", "saturation": "finite"}
 
 
@@ -85,12 +86,14 @@ def training(name: str, *, steps: int = 300, seed: int = 0, planned: int = 300) 
             for index, layer in enumerate(LAYERS):
                 cosines[layer] = 1 - (0.03 if name == "e5m2" else 0.01) * (1 + index / 8) * (0.6 + 0.4 * rng.random())
                 values[f"grad_cos_sim/{layer}.weight"] = cosines[layer]
+                values[f"shadow_grad_snr_db/{layer}.weight"] = -10 * math.log10(2 * (1 - cosines[layer]))
                 values[f"bit_stall_rate/{layer}.weight"] = 0.5 + 0.4 * step / planned + rng.gauss(0, 0.01)
                 for operand in OPERANDS:
                     peak = 3e-4 * math.exp(-((step - 120) ** 2) / 400) * (index == 7) * (operand == "input")
                     values[f"overflow_rate/{layer}.{operand}"] = peak
                     values[f"underflow_rate/{layer}.{operand}"] = 0.02 * (index + 1) / 16 * rng.random()
-            for metric in ("grad_cos_sim", "bit_stall_rate", "overflow_rate", "underflow_rate"):
+                    values[f"scale_log2/{layer}.{operand}"] = -14.0 - index % 4 - step // 100
+            for metric in MEANS:
                 found = [value for key, value in values.items() if key.startswith(f"{metric}/")]
                 values[metric] = sum(found) / len(found)
             if step == 120:
@@ -101,6 +104,9 @@ def training(name: str, *, steps: int = 300, seed: int = 0, planned: int = 300) 
         if step % 50 == 0:
             val = 2.05 + worse + 3.5 * math.exp(-step / 60)
             events.append(metrics(step, {"val/loss": val, "val/perplexity": math.exp(val)}))
+        if step % 10 == 0:
+            load = {"cpu_percent": 90.0, "cores": 2, "used_bytes": 4 * 2**30, "total_bytes": 16 * 2**30}
+            events.append({"time": START + step, "event": "host", **load, "process_bytes": 2**30 + step * 2**20})
         if step % 100 == 0:
             path = f"checkpoints/step-{step:06d}"
             events.append({"time": START + step, "event": "checkpoint", "step": step, "kind": "step", "path": path})

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from run_folders import START, config, metrics, recipe, status, training, write_run
 
-from altgrad_core.analysis.compare import Comparison, compare, table
+from altgrad_core.analysis.compare import Comparison, blocks, compare, table
 from altgrad_core.analysis.runs import Run, load_experiment_runs, load_run
 from altgrad_core.analysis.table import duration, number, percent, signed_percent
 from altgrad_core.errors import AltgradError
@@ -52,10 +52,12 @@ def test_numbers_by_hand(tmp_path: Path) -> None:
     losses = {1: 4.0, 2: 3.0, 3: 2.5, 4: 2.0}
     base = run(tmp_path, "bf16", losses, val={2: 3.5, 4: 2.5}, extra=base_extra, baseline=True)
     extra = {
-        1: {"train/tokens_per_s": 100.0, "grad_cos_sim": 0.98, "overflow_rate": 0.0, "underflow_rate": 0.5},
-        3: {"train/tokens_per_s": 600.0, "grad_cos_sim": 1.0, "overflow_rate": 0.0002, "bit_stall_rate": 0.75},
+        1: {"train/tokens_per_s": 100.0, "grad_cos_sim": 0.98, "overflow_rate": 0.0, "underflow_rate": 0.5,
+            "shadow_grad_snr_db": 12.0},
+        3: {"train/tokens_per_s": 600.0, "grad_cos_sim": 1.0, "overflow_rate": 0.0002, "bit_stall_rate": 0.75,
+            "shadow_grad_snr_db": 13.0},
         4: {"train/tokens_per_s": 500.0, "grad_cos_sim": "NaN", "train/grad_norm": "Infinity"},
-    }
+    }  # fmt: skip
     other = run(tmp_path, "e5m2", losses, val={2: 3.25, 4: 2.75}, extra=extra, recipe=recipe("e5m2"))
     comparison = compare([base, other])
     first, second = comparison.rows
@@ -67,6 +69,10 @@ def test_numbers_by_hand(tmp_path: Path) -> None:
     assert (second.final_loss, second.best_loss, second.compared_step) == (2.75, 2.75, 4)
     assert second.difference_percent == pytest.approx(10.0)
     assert second.grad_cos_sim == pytest.approx(0.99)
+    assert second.grad_snr_db == pytest.approx(12.5)
+    assert (first.compared_with, second.compared_with) == (None, "bf16")
+    assert comparison.loss_target == pytest.approx(2.525)  # 1 % above the baseline's last validation loss
+    assert (first.steps_to_target, second.steps_to_target) == (4, None)
     assert second.overflow_percent == pytest.approx(0.01)
     assert second.underflow_percent == pytest.approx(50)
     assert second.bit_stall_percent == pytest.approx(75)
@@ -74,8 +80,8 @@ def test_numbers_by_hand(tmp_path: Path) -> None:
     assert (second.nan_steps, second.alerts, second.wall_time_s, second.recipe) == (1, 0, 90.0, "e5m2")
     assert second.verdict == (
         "e5m2 had 1 step with NaN or infinity. e5m2 ends 10.00 % above bf16 (validation loss 2.750 against 2.500). Its "
-        "gradients, where they are finite, point the same way as in FP32 (mean cosine 0.990); 0.01 % overflow and "
-        "50.00 % underflow in its casts; a step leaves 75.00 % of the weights unmoved (bit stall)."
+        "gradients, where they are finite, point the same way as in FP32 (mean cosine 0.990, SNR 12.5 dB); 0.01 % overflow "
+        "and 50.00 % underflow in its casts; a step leaves 75.00 % of the weights unmoved (bit stall)."
     )
     assert first.verdict == "bf16, the baseline, ends with a validation loss of 2.500."
     assert "Each run is a single training" in comparison.notes[0]
@@ -268,7 +274,7 @@ def test_as_dict_is_json_and_keeps_missing_apart_from_nan(tmp_path: Path) -> Non
     assert read["runs"][1]["differs_in"] == []
 
 
-@pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200])
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 300])
 def test_the_table_fits(tmp_path: Path, width: int) -> None:
     for index in range(12):
         name = "bf16" if index == 0 else f"e4m3fn-delayed-with-a-long-name-{index}"
@@ -280,17 +286,83 @@ def test_the_table_fits(tmp_path: Path, width: int) -> None:
     header = text.splitlines()[0].split()
     assert header[:2] == ["run", "status"]
     assert {"loss", "diff"} <= set(header)
-    assert ("Left out at this width" in " ".join(text.split())) == ("alerts" not in header)
+    assert ("Left out at this width" in " ".join(text.split())) == ("best" not in header)  # the first to go
     assert "..." not in text
     assert "…" not in text
     for index in range(1, 12):
         assert f"{index}" in text
 
 
+@pytest.mark.parametrize("width", [40, 80, 120, 300])
+def test_in_blocks_nothing_is_left_out(tmp_path: Path, width: int) -> None:
+    for index, name in enumerate(("bf16", "e5m2", "e4m3fn-delayed-with-a-long-name")):
+        events = training("bf16" if index == 0 else "e5m2", steps=200, planned=200, seed=index)
+        write_run(tmp_path / name, config(name, baseline=index == 0, train={"steps": 200}), events)
+    comparison = compare(load_experiment_runs(tmp_path))
+    console = Console(width=width, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        for block in blocks(comparison, width):
+            console.print(block)
+    text = capture.get()
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+    assert "Left out" not in text
+    headers = [line.split() for line in text.splitlines() if line.startswith("run ")]
+    assert len(headers) == {40: 9, 80: 3, 120: 2, 300: 1}[width]
+    words = [word for header in headers for word in header if word != "run"]
+    wanted = "status steps val loss best diff to target cosine SNR overflow underflow bit stall tokens/s speed time NaN"
+    assert sorted(words) == sorted([*wanted.split(), "alerts", "first", "alert"])
+    assert text.count("* the baseline.") == 1
+    assert "bit stall at 120" in " ".join(text.split())
+
+
+def test_steps_to_a_target(tmp_path: Path) -> None:
+    losses = {step: 5.0 - step for step in (1, 2, 3, 4)}
+    base = run(tmp_path, "bf16", losses, val={1: 4.0, 2: 3.0, 3: 2.02, 4: 2.0}, baseline=True)
+    other = run(tmp_path, "e5m2", losses, val={1: "NaN", 2: 3.5, 3: 2.5, 4: 2.03})
+    comparison = compare([base, other])
+    assert comparison.loss_target == pytest.approx(2.02)
+    assert [row.steps_to_target for row in comparison.rows] == [3, None]
+    assert any("at most 2.0200, 1 % above the final loss of bf16" in note for note in comparison.notes)
+    asked = compare([base, other], loss_target=3.5)
+    assert [row.steps_to_target for row in asked.rows] == [2, 2]
+    assert any("at most 3.5000, as asked for" in note for note in asked.notes)
+    assert compare([other], loss_target=0.5).rows[0].steps_to_target is None
+    for wrong in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(AltgradError, match="Expected a target loss above 0"):
+            compare([base], loss_target=wrong)
+
+
+def test_the_first_alert_is_named(tmp_path: Path) -> None:
+    events = [
+        status("running"),
+        *(metrics(step, {"train/loss": 3.0}) for step in (1, 2, 3)),
+        {"time": START, "event": "alert", "step": 3, "alert": "bit_stall", "message": "m"},
+        {"time": START, "event": "alert", "step": 2, "alert": "loss_spike", "message": "m"},
+    ]
+    row = compare([load_run(write_run(tmp_path / "a", config("a"), events))]).rows[0]
+    assert (row.first_alert, row.first_alert_step, row.alerts) == ("loss_spike", 2, 2)
+    assert row.verdict.endswith("Alert at step 2: loss spike, the first of 2.")
+
+
+def test_gradients_that_are_fp32s_own_have_an_infinite_snr(tmp_path: Path) -> None:
+    extra = {1: {"shadow_grad_snr_db": "Infinity"}, 2: {"shadow_grad_snr_db": "Infinity"}}
+    comparison = compare([run(tmp_path, "fp32", {1: 3.0, 2: 2.0}, extra=extra)])
+    assert comparison.rows[0].grad_snr_db == math.inf
+    assert comparison.as_dict()["runs"][0]["grad_snr_db"] == "Infinity"
+    assert "inf dB" in printed(comparison, 200)
+
+
+def test_a_sink_is_no_difference(tmp_path: Path) -> None:
+    base = run(tmp_path, "bf16", {1: 3.0}, baseline=True)
+    other = run(tmp_path, "e5m2", {1: 3.0}, sink=[{"kind": "csv"}])
+    assert compare([base, other]).rows[1].differs_in == ()
+
+
 def test_columns_that_nobody_measured_are_named_once(tmp_path: Path) -> None:
     text = printed(compare([run(tmp_path, "a", {1: 3.0})]), 200)
     assert "cosine" not in text.splitlines()[0]
-    assert "Not measured: diff, cosine, overflow, underflow, bit stall, tokens/s, speed." in " ".join(text.split())
+    missing = "diff, to target, cosine, SNR, overflow, underflow, bit stall, tokens/s, speed, first alert"
+    assert f"Not measured: {missing}." in " ".join(text.split())
 
 
 def test_names_are_not_markup(tmp_path: Path) -> None:

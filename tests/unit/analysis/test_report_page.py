@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
-from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote
 
 import pytest
+from pages import Page, rows
 from run_folders import START, config, metrics, recipe, status, training, write_run
 
 from altgrad_core.analysis.figures import styles
@@ -20,59 +17,20 @@ from altgrad_core.analysis.settings import recipe_rows
 from altgrad_core.errors import AltgradError, RunFailed
 from altgrad_core.recipes.resolve import recipe_table, resolve_recipe
 
-VOID = {"meta", "link", "br", "hr", "img", "input", "col"}
 OVER_STEPS = [
     "training-loss",
     "validation-loss",
     "difference",
+    "ratio",
     "gradient-norm",
     "gradient-cosine",
+    "gradient-snr",
     "overflow",
     "underflow",
     "bit-stall",
+    "scale",
 ]
-
-
-class Page(HTMLParser):
-    """Checks nesting and ids while it parses; keeps links, figures, text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.loads: list[str] = []
-        self.files: dict[str, str] = {}
-        self.figures: list[str] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        its = dict(attrs)
-        if tag not in VOID:
-            self.open.append(tag)
-        if its.get("id"):
-            self.ids.append(its["id"] or "")
-        if tag == "figure":
-            self.figures.append(its["id"] or "")
-        for name in ("href", "src", "action", "data"):
-            if name in its:
-                self.loads.append(its[name] or "")
-        if its.get("download"):
-            self.files[its["download"] or ""] = unquote((its["href"] or "").partition(",")[2])
-        assert tag not in ("script", "link", "iframe", "object", "embed")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.handle_endtag(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
+BY_LAYER = ("gradient-cosine", "gradient-snr", "overflow", "underflow", "bit-stall", "scale")
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +49,9 @@ def page(folder: Path) -> Page:
     return Page(write_report(folder).read_text(encoding="utf-8"))
 
 
-def rows(text: str) -> list[list[str]]:
-    return list(csv.reader(io.StringIO(text)))
-
-
 def test_all_figures_are_there(page: Page) -> None:
-    layers = [f"{kind}-layers-{index}" for kind in ("gradient-cosine", "bit-stall", "overflow") for index in (0, 1)]
-    assert page.figures == OVER_STEPS + layers
+    layers = [f"{kind}-layers-{index}" for kind in BY_LAYER for index in (0, 1)]
+    assert page.figures == [*OVER_STEPS, *layers, "alerts", "speed", "process-memory"]
     assert set(page.files) == {f"{key}.csv" for key in page.figures}
 
 
@@ -121,7 +75,7 @@ def test_ids_are_unique_and_references_resolve(folder: Path, page: Page) -> None
 def test_figures_take_their_colours_from_the_page(folder: Path) -> None:
     text = (folder / "report.html").read_text(encoding="utf-8")
     drawings = re.findall(r'<div class="drawing".*?</div>', text, flags=re.DOTALL)
-    assert len(drawings) == 14
+    assert len(drawings) == 26
     for drawing in drawings:
         assert "currentColor" in drawing
         assert re.findall(r"#0(?:10203|10204|10205|a0b\d\d)", drawing) == []  # no placeholder is left
@@ -160,19 +114,26 @@ def test_the_data_equals_the_events(folder: Path, page: Page) -> None:
     assert [row[0] for row in body] == runs["e5m2"].layers("grad_cos_sim")
     _, values = runs["e5m2"].metrics(f"grad_cos_sim/{body[3][0]}")
     assert header[1:3] == ["1", "3"]  # 200 logged steps in columns of two
-    assert float(body[3][2]) == pytest.approx((values[2] + values[3]) / 2, rel=1e-8)
-    header, *body = rows(page.files["difference.csv"])
+    assert float(body[3][2]) == pytest.approx((values[2] + values[3]) / 2, rel=1e-5)
+    header, *body = rows(page.files["ratio.csv"])
     assert header == ["step", "e4m3fn training", "e5m2 training", "e4m3fn validation", "e5m2 validation"]
     base, other = (dict(zip(*runs[name].metrics("val/loss"), strict=True)) for name in ("bf16", "e5m2"))
     at_200 = next(row for row in body if row[0] == "200")
     assert at_200[1] == at_200[3] == ""
     assert float(at_200[4]) == pytest.approx(100 * (other[200] / base[200] - 1))
+    _, *body = rows(page.files["difference.csv"])
+    assert float(next(row for row in body if row[0] == "200")[4]) == pytest.approx(other[200] - base[200])
+    header, *body = rows(page.files["alerts.csv"])
+    assert [header, *body] == [["run", "step", "alert"], ["e4m3fn", "120", "bit_stall"], ["e5m2", "120", "bit_stall"]]
+    header, first, *_ = rows(page.files["process-memory.csv"])
+    assert header == ["minutes", "bf16", "e4m3fn", "e5m2"]
+    assert [float(cell) for cell in first] == pytest.approx([1 / 6, *[1 + 10 / 1024] * 3])
 
 
 def test_equal_input_gives_equal_bytes(folder: Path, page: Page) -> None:
     first = (folder / "report.html").read_bytes()
     assert write_report(folder).read_bytes() == first
-    assert len(first) < 400_000
+    assert len(first) < 1_000_000
     assert [path.name for path in folder.iterdir() if path.is_file()] == ["report.html"]  # no draft is left
 
 
@@ -215,10 +176,11 @@ def test_runs_at_their_edges(tmp_path: Path) -> None:
     still = [status("running"), metrics(1, {"train/loss": 3.0, "overflow_rate": 0.0, "overflow_rate/w.input": 0.0})]
     write_run(tmp_path / "d", config("d"), [*still, status("done")])
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
-    assert page.figures == ["training-loss", "gradient-cosine", "overflow", "bit-stall", "gradient-cosine-layers-0"]
+    over_steps = ["training-loss", "gradient-cosine", "overflow", "bit-stall"]
+    assert page.figures == [*over_steps, "gradient-cosine-layers-0", "alerts"]
     assert "<script>alert(1)</script>" in page.text
     assert "größer als <b>ok</b>" in page.text
-    assert "Nothing overflowed in d." in page.text
+    assert "No overflow in d." in page.text
     header, first, *_ = rows(page.files["training-loss.csv"])
     assert header == ["step", "<script>alert(1)</script>", "d", 'größe, "8" bit & 100%' + "x" * 80]
     assert first == ["1", "3", "3", "nan"]
@@ -252,6 +214,93 @@ def test_twelve_runs_can_be_told_apart() -> None:
     assert looks[0].color == "currentColor"
     assert len({(look.color, str(look.dashes)) for look in looks}) == 12
     assert len({look.color for look in looks[1:6]}) == 5
+
+
+def test_the_operands_of_each_product(page: Page) -> None:
+    """fprop, dgrad, wgrad, each with its operands' formats: bf16 keeps all, the others cast all."""
+    start = page.text.index("The three matrix products")
+    words = page.text[start : page.text.index("Settings and environment", start)].split()
+    first = words.index("fprop")
+    kept = "fprop input bf16 not cast × weight bf16 not cast → output bf16"
+    assert words[first : first + len(kept.split())] == kept.split()
+    assert words.count("wgrad") == words.count("dgrad") == 3
+    cast = " ".join(words)
+    assert "dgrad grad output e5m2 current × weight e5m2 current → gradient of input bf16" in cast
+    assert "wgrad grad output e4m3fn current × input e4m3fn current → gradient of weight bf16" in cast
+
+
+def test_runs_of_one_recipe_share_a_picture(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        made = config(f"e5m2-{seed}", seed=seed, recipe=recipe("e5m2"), train={"steps": 5})
+        write_run(tmp_path / f"e5m2-{seed}", made, training("e5m2", steps=5, planned=5, seed=seed))
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert page.text.count("fprop") == 1
+    assert "e5m2 over 2 seeds (1, 2)" in page.text
+    assert "e5m2 (2 seeds)" in page.text  # one look in the legends
+    assert looks_of(tmp_path) == 1
+
+
+def looks_of(folder: Path) -> int:
+    from altgrad_core.analysis.compare import compare
+    from altgrad_core.analysis.report.many import drawn_runs
+    from altgrad_core.analysis.runs import load_experiment_runs
+
+    runs = load_experiment_runs(folder)
+    return len({its.look for its in drawn_runs(runs, compare(runs))})
+
+
+def test_forks_hang_from_their_parents(tmp_path: Path) -> None:
+    def fork(parent: str, step: int) -> dict[str, object]:
+        return {"run": f"e5m2-vs-bf16/{parent}", "step": step, "checkpoint": f"step-{step:06d}", "state_hash": "0"}
+
+    write_run(tmp_path / "a", config("a", baseline=True), training("bf16", steps=10, planned=10))
+    write_run(tmp_path / "b", config("b", fork=fork("a", 4)), training("bf16", steps=10, planned=10))
+    write_run(tmp_path / "c", config("c", fork=fork("b", 6)), training("bf16", steps=7, planned=10))
+    write_run(tmp_path / "d", config("d", fork=fork("gone", 2)), None)
+    write_run(tmp_path / "e", config("e"), training("bf16", steps=3, planned=3))
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert rows(page.files["lineage.csv"]) == [
+        ["run", "parent", "after step", "last step"],
+        ["a", "", "", "10"],
+        ["b", "e5m2-vs-bf16/a", "4", "10"],
+        ["c", "e5m2-vs-bf16/b", "6", "7"],
+        ["d", "e5m2-vs-bf16/gone", "2", ""],
+    ]
+    assert "Not in this experiment any more: e5m2-vs-bf16/gone." in page.text
+
+
+def test_gpus_are_taken_together(tmp_path: Path) -> None:
+    samples = [
+        {"rank": 0, "used_mib": 1024.0, "utilization": 50.0, "power_w": 300.0, "temperature_c": 60.0},
+        {"rank": 1, "used_mib": 2048.0, "utilization": 70.0, "power_w": 400.0},
+        {"rank": 2, "used_mib": 512.0},
+    ]
+    events = [
+        status("running", time=START),
+        {"time": START + 30, "event": "gpus", "samples": samples},
+        metrics(1, {"train/loss": 3.0}, time=START + 60),
+        status("interrupted", time=START + 60),
+        status("running", time=START + 3600, resumed=True),
+        {"time": START + 3630, "event": "gpus", "samples": samples[:1]},
+        status("done", time=START + 3660),
+    ]
+    write_run(tmp_path / "a", config("a"), events)
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    read = {key: rows(page.files[f"gpu-{key}.csv"])[1:] for key in ("memory", "utilization", "power", "temperature")}
+    assert read["memory"] == [["0.5", "2"], ["1.5", "1"]]  # minutes of training: the hour between is not counted
+    assert read["utilization"] == [["0.5", "60"], ["1.5", "50"]]
+    assert read["power"] == [["0.5", "700"], ["1.5", "300"]]
+    assert read["temperature"] == [["0.5", "60"], ["1.5", "60"]]
+    assert "Time between an interruption and its resume is not counted." in page.text
+
+
+@pytest.mark.slow
+def test_three_runs_of_two_thousand_steps_stay_small(tmp_path: Path) -> None:
+    """With every metric of every layer at every step."""
+    for name in ("bf16", "e5m2", "e4m3fn"):
+        made = config(name, baseline=name == "bf16", recipe=recipe(name), train={"steps": 2000})
+        write_run(tmp_path / name, made, training(name, steps=2000, planned=2000))
+    assert write_report(tmp_path).stat().st_size < 5_000_000
 
 
 def test_no_runs(tmp_path: Path) -> None:

@@ -116,6 +116,19 @@ def test_a_resume_overwrites_only_what_it_writes_again(tmp_path: Path) -> None:
     assert (run.stretches, run.status, run.reason) == (2, "interrupted", "SIGINT")
 
 
+def test_what_a_start_tells_before_it_runs_is_no_time_of_the_stretch_that_was_killed(tmp_path: Path) -> None:
+    getting_ready = [
+        {"time": 3600.0, "event": "task", "task": "building the model", "state": "begin"},
+        {"time": 3601.0, "event": "log", "level": "info", "message": "Reading"},
+    ]
+    killed = [status("running", time=0.0), metrics(1, {"train/loss": 1.0}, time=7.0), *getting_ready]
+    run = load_run(write_run(tmp_path / "killed", config("r"), killed))
+    assert (run.wall_time_s, run.stretches) == (7.0, 1)
+    resumed = [*killed, status("running", time=3602.0), status("done", time=3606.0)]
+    run = load_run(write_run(tmp_path / "resumed", config("r"), resumed))
+    assert (run.wall_time_s, run.stretches) == (7.0 + 4.0, 2)
+
+
 @pytest.mark.parametrize(
     "tail",
     ['{"time": 3, "event": "metrics", "st', '{"time": 3, "event": "metrics", "step": 2, "values": {}}', "\x00\x00"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import scenes
 from rich.cells import cell_len
 from rich.color import ColorSystem
 
-from altgrad_core.console.canvas import Look
-from altgrad_core.console.frame import frame
+from altgrad_core.console.canvas import BAD, Look
+from altgrad_core.console.frame import frame, health_line
+from altgrad_core.console.runs_table import runs_table
 from altgrad_core.console.state import RunState, ScreenState
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -78,6 +80,56 @@ def test_of_many_runs_those_that_need_eyes_are_shown() -> None:
     assert "e5m2-delayed" in text
     assert "total" in text
     assert "waiting" in text.split("more: ")[1].splitlines()[0]
+
+
+@pytest.mark.parametrize("width", [10, 20, 40, 79, 200])
+def test_a_simulation_says_so_however_long_its_title_is(width: int) -> None:
+    screen = scenes.training()
+    screen.runs["e5m2"].simulated = True
+    for length in range(100):
+        screen.title = "x" * length
+        first = frame(screen, width, 20, scenes.now(screen))[0]
+        assert first.width == width
+        assert first.plain.endswith("SIMULATED ─" if width > 10 else "SIMULATE…")
+        assert length < 3 or width < 20 or " xx" in first.plain
+
+
+def test_what_is_no_number_is_never_well() -> None:
+    """A bit stall of NaN: no gradient was left to make an update of."""
+    screen = scenes.training()
+    run = screen.runs["e5m2"]
+    for value in (math.nan, math.inf):
+        run.values.update(bit_stall_rate=value, overflow_rate=value, underflow_rate=value, grad_cos_sim=value)
+        line = health_line(run, 79)
+        assert line is not None
+        marked = [(part.text, part.style) for part in line.parts if str(value) in part.text]
+        assert len(marked) == 4
+        for text, style in marked:
+            assert text.endswith(" !")
+            assert style is BAD
+        screen.runs["other"] = RunState("other", steps=10)
+        table = "".join(line.plain + "\n" for line in runs_table(screen, 199, 9, scenes.now(screen)))
+        assert table.count(f"{value} %!") == 3
+
+
+def test_a_cosine_has_no_alert() -> None:
+    """It is shown as it is: there is no threshold that it could be past."""
+    run = scenes.training().runs["e5m2"]
+    run.values["grad_cos_sim"] = -0.9
+    line = health_line(run, 99)
+    assert line is not None
+    assert line.plain.endswith("cosine -0.9000")
+
+
+def test_where_health_has_no_room_the_worst_comes_first() -> None:
+    run = scenes.training().runs["e5m2"]
+    texts = [line.plain for width in (79, 78, 39, 20) if (line := health_line(run, width)) is not None]
+    assert texts == [
+        "health overflow 0.60 % ~  underflow <0.01 %  bit stall 88.00 % !  cosine 0.9852",
+        "health over 0.60% ~  under <0.01%  stall 88.00% !  cos 0.99",
+        "health stall 88.00% !  over 0.60% ~",
+        "health stall 88.00% !",
+    ]
 
 
 @pytest.mark.parametrize("height", range(1, 12))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pynvml
 import pytest
 from fake_nvml import FakeNvml
 
 from altgrad_core.console.state import RunState
+from altgrad_core.errors import RunFailed
+from altgrad_core.experiments import sampler
 from altgrad_core.experiments.hardware import Gpu, GpuSample, HostSample, as_facts, of_facts
 from altgrad_core.experiments.nvml import NvmlReader, NvmlUnavailable
 from altgrad_core.experiments.sampler import Sampler
@@ -84,27 +86,82 @@ def test_the_real_module_without_a_driver() -> None:
         NvmlReader(["GPU-a"], node="here")
 
 
-def test_samples_become_events_in_the_training_thread(fake: FakeNvml) -> None:
-    events: list[tuple[int, dict[str, Any]]] = []
-    sampler = Sampler(NvmlReader(["GPU-a"], node="here"), period_s=0.01)
-    emit = sampler.after(lambda event: events.append((threading.get_ident(), event)))
-    deadline = time.monotonic() + 10
-    with sampler:
-        while len(events) < 20 and time.monotonic() < deadline:
-            emit({"event": "metrics"})
-            time.sleep(0.02)
+def sampled(reader: NvmlReader | None, number: int) -> list[tuple[str, dict[str, Any]]]:
+    """Return at least so many events of a sampler, with the thread that each came from; nothing else happens."""
+    events: list[tuple[str, dict[str, Any]]] = []
+    enough = threading.Event()
+
+    def emit(event: dict[str, Any]) -> None:
+        events.append((threading.current_thread().name, event))
+        if len(events) >= number:
+            enough.set()
+
+    with Sampler(reader, emit, period_s=0.01):
+        assert enough.wait(10)
     assert not [thread for thread in threading.enumerate() if thread.name == "altgrad-sampler"]
+    return events
+
+
+def test_samples_come_while_a_step_hangs(fake: FakeNvml) -> None:
+    """From their own thread: the one that trains says nothing meanwhile."""
+    events = sampled(NvmlReader(["GPU-a"], node="here"), 6)
     assert fake.shut_down
-    assert {thread for thread, _ in events} == {threading.get_ident()}
-    kinds = [event["event"] for _, event in events]
-    assert kinds[0] == "metrics"
-    assert {"host", "gpus"} <= set(kinds)
+    assert {thread for thread, _ in events} == {"altgrad-sampler"}
+    assert [event["event"] for _, event in events[:6]] == ["host", "gpus"] * 3
     run = RunState("r")
     for _, event in events:
-        if event["event"] in ("host", "gpus"):
-            run.take({"time": 1.0, **event})
+        run.take({"time": 1.0, **event})
     assert run.samples[0].power_w == 612.3
     assert run.host is not None
     assert 0 <= run.host.cpu_percent <= 100
     assert 0 < run.host.process_bytes <= run.host.used_bytes <= run.host.total_bytes
     assert of_facts(HostSample, as_facts(run.host)) == run.host
+
+
+def test_a_reading_that_fails_is_told_once_and_tried_again(fake: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever psutil or NVML raise. GPUs that cannot be read are so on the screen: their last sample is no news."""
+    reader = NvmlReader(["GPU-a"], node="here")
+    outcomes = iter(["well", "broken", "broken"])
+
+    def sample() -> list[GpuSample]:
+        if next(outcomes, "well") == "broken":
+            raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "a name of the driver's")
+        return [GpuSample(rank=0, utilization=90)]
+
+    monkeypatch.setattr(reader, "sample", sample)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: 1 / 0)
+    events = [event for _, event in sampled(reader, 8)]
+    warnings = [event["message"] for event in events if event["event"] == "log"]
+    assert [text.partition(":")[0] for text in warnings] == ["Could not read the host", "Could not read the GPUs"]
+    assert "ZeroDivisionError" in warnings[0]
+    read = [len(event["samples"]) for event in events if event["event"] == "gpus"]
+    assert read[:4] == [1, 0, 0, 1]
+
+
+def test_a_log_that_takes_nothing_is_left_to_the_training(capfd: pytest.CaptureFixture[str]) -> None:
+    """A full disk: the thread that trains meets it, too, and says so; when there is room again, samples go on."""
+    tried = threading.Semaphore(0)
+
+    def emit(event: dict[str, Any]) -> None:
+        tried.release()
+        raise RunFailed("no space left")
+
+    with Sampler(None, emit, period_s=0.01):
+        assert all(tried.acquire(timeout=10) for _ in range(3))
+    assert capfd.readouterr().err == ""
+
+
+def test_a_driver_that_hangs_does_not_keep_the_run_from_ending(fake: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler, "_PATIENCE_S", 0.1)
+    reader, hanging, end = NvmlReader(["GPU-a"], node="here"), threading.Event(), threading.Event()
+
+    def sample() -> list[GpuSample]:
+        hanging.set()
+        end.wait(30)
+        return []
+
+    monkeypatch.setattr(reader, "sample", sample)
+    with Sampler(reader, lambda event: None, period_s=0.01):
+        assert hanging.wait(10)
+    assert not fake.shut_down, "not while somebody is within"
+    end.set()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import random
+import statistics
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scenes import START, Teller, matrix, training
 
+from altgrad_core.console.frame import validation_text
 from altgrad_core.console.series import Series
 from altgrad_core.console.state import RunState, ScreenState
 from altgrad_core.training.events import marked_as_simulated
@@ -47,6 +50,49 @@ def test_time_of_a_resumed_run_is_the_sum_of_its_stretches() -> None:
     tell("status", status="done", step=20, reason="")
     assert run.elapsed_s(math.inf) == spent + 7
     assert run.eta_s == 0
+
+
+@pytest.mark.parametrize("last_words", [False, True])
+def test_a_stretch_that_was_killed_ends_with_its_last_event(last_words: bool) -> None:
+    """No event tells of kill -9; what a new process tells before it says that it runs is no part of the old stretch."""
+    run = RunState("r")
+    tell = Teller(run)
+    tell.start(1000)
+    tell.train(1, 100)
+    if last_words:
+        tell("status", status="interrupted", step=100, reason="SIGTERM")
+    spent = run.elapsed_s(tell.now)
+    tell.now += 36_000
+    tell("task", task="building the model", state="begin", done=0, total=7, unit="parameters")
+    tell("log", level="info", message="Reading a large text")
+    tell("task", task="building the model", state="end")
+    tell("status", status="running", pid=2, step=50, resumed=True)
+    tell.train(51, 100)
+    assert run.pace_s == 1
+    assert run.eta_s == 900
+    assert run.elapsed_s(tell.now) == spent + 50
+
+
+def test_a_start_that_was_killed_before_it_ran_takes_no_time() -> None:
+    run = RunState("r")
+    tell = Teller(run)
+    tell.start(10)
+    tell.train(1, 3)
+    spent = run.elapsed_s(tell.now)
+    tell.now += 36_000
+    tell("task", task="loading a checkpoint", state="begin")
+    run.stop("interrupted", "its process ended without a word")
+    assert run.elapsed_s(math.inf) == spent
+
+
+def test_only_a_run_that_is_done_has_no_time_left() -> None:
+    for status, left in (("done", 0.0), ("interrupted", None), ("failed", None), ("stopped", None)):
+        run = RunState("r")
+        tell = Teller(run)
+        tell.start(100)
+        tell.train(1, 12)
+        tell("status", status=status, step=12, reason="")
+        assert run.eta_s == left
 
 
 def test_a_run_whose_process_is_gone() -> None:
@@ -88,6 +134,64 @@ def test_the_best_evaluation_is_remembered() -> None:
     assert (valid.patience_used, valid.patience) == (0, 5)
 
 
+def test_the_best_evaluation_survives_a_step_back() -> None:
+    """A crash between two checkpoints: steps are evaluated again, and what was best before them still is."""
+    run = RunState("r")
+    tell = Teller(run)
+    for step, loss in ((50, 2.0), (100, 1.9), (150, 2.6), (100, 2.1)):
+        tell.evaluate(step, loss)
+    assert run.validation is not None
+    assert (run.validation.best_loss, run.validation.best_step) == (2.0, 50)
+    tell.evaluate(150, 2.6)
+    assert "best 2.0000 at 50" in validation_text(run, 200)
+
+
+def test_without_a_finite_evaluation_there_is_no_best() -> None:
+    run = RunState("r")
+    tell = Teller(run)
+    for step in (50, 100):
+        tell.evaluate(step, math.nan)
+        assert "best" not in validation_text(run, 200)
+    tell.evaluate(150, 3.0)
+    assert "best so far" in validation_text(run, 200)
+
+
+def test_an_alert_of_a_step_trained_again_counts_once() -> None:
+    run = RunState("r")
+    tell = Teller(run)
+    for step, name in ((120, "nan"), (120, "overflow"), (121, "nan"), (120, "nan")):
+        tell("alert", step=step, alert=name, action="log", value=1.0, threshold=1.0, message=name)
+    assert run.alerts == 3
+
+
+def test_the_checkpoint_is_one_to_go_on_from() -> None:
+    run = RunState("r")
+    tell = Teller(run)
+
+    def saved(kind: str, name: str, seconds: float) -> None:
+        tell("checkpoint", step=1, kind=kind, name=name, path=f"checkpoints/{name}", bytes=1, seconds=seconds)
+
+    saved("step", "step-000100", 7.0)
+    saved("anomaly", "anomaly-000123", 8.0)
+    assert run.checkpoint is not None
+    assert run.checkpoint["name"] == "step-000100"
+    saved("resumed", "step-000100", 0.1)
+    assert (run.checkpoint["kind"], run.checkpoint["seconds"]) == ("step", 7.0), "how long it took to save, not to load"
+    saved("resumed", "step-000110", 0.1)  # its process was killed before it told of it
+    assert run.checkpoint["name"] == "step-000110"
+
+
+def test_difference_from_the_baseline_after_a_step_back() -> None:
+    """The loss that is shown is that of the last step that was logged, and so is the baseline's."""
+    screen = matrix()
+    run, base = screen.runs["e5m2-delayed"], screen.runs["bf16"]
+    before = screen.against_baseline(run)
+    run.take({"time": run.latest + 1, "event": "status", "status": "running", "pid": 2, "step": 100, "resumed": True})
+    assert run.step == 100
+    assert run.loss_step == 129
+    assert screen.against_baseline(run) == before == (base.losses.at(129), before[1])
+
+
 def test_difference_from_the_baseline_at_the_same_step() -> None:
     screen = matrix()
     run, base = screen.runs["e5m2-delayed"], screen.runs["bf16"]
@@ -95,7 +199,7 @@ def test_difference_from_the_baseline_at_the_same_step() -> None:
     assert loss is not None
     assert screen.against_baseline(run) == (loss, 100 * (run.values["train/loss"] / loss - 1))
     assert screen.against_baseline(base) is None
-    run.step = 301
+    run.losses.add(301, 2.0)
     assert screen.against_baseline(run) is None
 
 
@@ -148,11 +252,16 @@ def test_thresholds_are_numbers_or_rules() -> None:
     assert [run.threshold(name) for name in "abcdef"] == [0.5, 0.25, None, None, None, None]
 
 
-@given(st.lists(st.floats(-10, 10), max_size=3000), st.integers(8, 100))
-def test_a_curve_keeps_mean_and_length(values: list[float], points: int) -> None:
+def series_of(values: list[float]) -> Series:
     series = Series()
     for step, value in enumerate(values):
         series.add(step, value)
+    return series
+
+
+@given(st.lists(st.floats(-10, 10), max_size=3000), st.integers(8, 100))
+def test_a_curve_keeps_length_and_range(values: list[float], points: int) -> None:
+    series = series_of(values)
     curve = series.curve(points)
     assert len(curve) == min(len(values), points) or len(values) > 512
     assert len(curve) <= points
@@ -160,6 +269,22 @@ def test_a_curve_keeps_mean_and_length(values: list[float], points: int) -> None
     assert series.at(len(values)) is None
     if values:
         assert min(values) - 1e-9 <= min(curve) <= max(curve) <= max(values) + 1e-9
+
+
+@given(st.sampled_from([64, 256, 512, 1024, 4096]), st.sampled_from([8, 16, 32, 64]), st.randoms())
+def test_a_curve_is_made_of_means(length: int, points: int, rng: random.Random) -> None:
+    values = [rng.uniform(-10, 10) for _ in range(length)]
+    each = length // points
+    means = [statistics.fmean(values[start : start + each]) for start in range(0, length, each)]
+    assert series_of(values).curve(points) == pytest.approx(means)
+
+
+@given(st.integers(513, 5000), st.integers(8, 100))
+def test_a_curve_of_any_length_keeps_the_mean(length: int, points: int) -> None:
+    """A point too many or too few of a group moves it by a fraction of what one point stands for."""
+    curve = series_of([float(step) for step in range(length)]).curve(points)
+    assert statistics.fmean(curve) == pytest.approx((length - 1) / 2, abs=1.5 * length / points)
+    assert curve == sorted(curve)
 
 
 def test_a_step_that_comes_again_replaces_what_followed() -> None:

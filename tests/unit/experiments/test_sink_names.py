@@ -3,7 +3,7 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from altgrad_core.experiments.assembly import options_hash
+from altgrad_core.experiments.feed import options_hash
 from altgrad_core.experiments.runfile import sink_names
 from altgrad_core.plugins import Choice
 

@@ -14,9 +14,11 @@ import pytest
 from altgrad_csv.sink import CsvSink
 
 from altgrad_core.experiments.eventlog import EventLog
+from altgrad_core.experiments.folder import RunFolder
+from altgrad_core.experiments.history import fed_sinks
 from altgrad_core.experiments.sinkrunner import Patience
 
-PATIENCE = Patience(attempts=2, first_pause_s=0.001, stalled_s=20.0)
+PATIENCE = Patience(attempts=2, first_pause_s=0.001, stalled_s=20.0, hurried_s=0.05)
 
 
 class Ledger:
@@ -92,13 +94,7 @@ def test_nothing_is_lost_or_doubled(tmp_path: Path, seed: int, capfd: pytest.Cap
                 sink.allow(10_000)
             log.close()
             break
-        for runner in log._runners.values():
-            runner.abandon()
-        for sink in sinks.values():
-            sink.die()
-        for runner in log._runners.values():
-            runner.wait(20)
-        log._file.close()
+        kill(log, sinks)
         if chance.random() < 0.5:
             with (tmp_path / "events.jsonl").open("ab") as file:
                 file.write(b'{"event": "metrics", "st')
@@ -107,6 +103,58 @@ def test_nothing_is_lost_or_doubled(tmp_path: Path, seed: int, capfd: pytest.Cap
     (summary,) = [e for e in events_of(tmp_path) if e["event"] == "sinks"]
     assert {outcome["missed"] for outcome in summary["sinks"].values()} == {0}
     capfd.readouterr()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_finished_run_feeds_its_sinks_until_they_have_all(tmp_path: Path, seed: int) -> None:
+    """However often the feeding is cut off, and whether the end was told to anybody or not."""
+    chance = random.Random(seed)
+    stores: dict[str, list[int]] = {"a": [], "b": [], "late": []}
+    folder, path = RunFolder(tmp_path), tmp_path / "events.jsonl"
+    state: dict[str, Any] = {}
+    for steps in (range(1, 21), range(11, 41)):  # the first stretch crashes after step 20 and is repeated from step 10
+        log = EventLog(path, PATIENCE)
+        sinks = {name: Ledger(stores[name]) for name in ("a", "b")}
+        for name, sink in sinks.items():
+            log.add_sink(name, lambda sink=sink: sink)
+        log.load_state_dict(json.loads(json.dumps(state)))
+        log.start_sinks(folder.sinks)
+        log.emit({"event": "status", "status": "running"})
+        for step in steps:
+            log.emit({"event": "metrics", "step": step, "values": {}})
+            state = log.state_dict() if step == 10 else state
+            for sink in sinks.values():
+                sink.allow(chance.choice([0, 1, 3]))
+        if steps[-1] == 40:
+            log.training_ended()
+            log.emit({"event": "status", "status": "done"})
+        kill(log, sinks)
+    while missing := [name for name in stores if name not in fed_sinks(path)]:
+        log = EventLog(path, PATIENCE)
+        sinks = {name: Ledger(stores[name]) for name in missing}
+        for name, sink in sinks.items():
+            log.add_sink(name, lambda sink=sink: sink)
+            sink.allow(chance.choice([0, 10, 10_000]))
+            sink.fails_after = chance.choice([5, 10**9])
+        log.feed_sinks(folder.sinks)
+        if chance.random() < 0.5:
+            kill(log, sinks)
+        else:
+            log.close(in_a_hurry=lambda: True)  # a sink that gets no further is abandoned
+            for sink in sinks.values():
+                sink.die()
+    assert all(store == list(range(1, 41)) for store in stores.values()), stores
+
+
+def kill(log: EventLog, sinks: dict[str, Ledger]) -> None:
+    """End a process as ``kill -9`` does, as far as that is possible within one."""
+    for runner in log._runners.values():
+        runner.abandon()
+    for sink in sinks.values():
+        sink.die()
+    for runner in log._runners.values():
+        runner.wait(20)
+    log._file.close()
 
 
 def events_of(folder: Path) -> list[dict[str, Any]]:

@@ -253,6 +253,23 @@ def test_what_waiting_does_not_mend_is_not_repeated(tmp_path: Path, error: Excep
     assert len(calls) == 1
 
 
+def test_what_a_sink_returns_is_told(tmp_path: Path) -> None:
+    class Chatty(Recorder):
+        def write(self, event: dict[str, Any]) -> str | None:
+            super().write(event)
+            return "the server is gone." if self.steps == [0, 1] and event["event"] == "metrics" else None
+
+        def close(self) -> str:
+            super().close()
+            return "not all is uploaded."
+
+    log = start(tmp_path, s=Chatty())
+    emit_steps(log, range(4))
+    log.close()
+    assert warnings(tmp_path) == ["The sink 's': the server is gone.", "The sink 's': not all is uploaded."]
+    assert outcomes(tmp_path) == {"s": {"status": "complete", "missed": 0, "reason": ""}}
+
+
 @pytest.mark.parametrize("state", [{1, 2}, {"x": {1, 2}}, {"x": float("nan")}, {"x": b"1"}, [1], None])
 def test_a_state_that_no_checkpoint_can_hold_ends_the_sink_and_not_the_run(tmp_path: Path, state: Any) -> None:
     sink = Recorder()

@@ -78,8 +78,8 @@ def test_the_scaling_state_is_that_of_the_weight_and_not_of_its_place_among_the_
     delayed = {"kind": "delayed", "history": 4, "power_of_two": True}
     recipe = {"weight_storage": {"format": "e4m3fn", "scaling": delayed}}
     both = Small(recipe)
-    both.train(3)
-    second = Small({**recipe, "overrides": [{"match": "0", "recipe": "bf16"}]})
+    both.train(4)
+    second = Small({**recipe, "overrides": [{"match": "0", "recipe": "fp32"}]})
     second.casts.adopt_state_dict(both.casts.state_dict(), recast=False)
     stored, kept = second.casts.state_dict()["weight_storage"], both.casts.state_dict()["weight_storage"]
     assert 0 < len(stored) < len(kept)
@@ -127,7 +127,7 @@ def test_overrides_say_which_weights() -> None:
 
     def stored(recipe: dict) -> dict[str, str]:
         storage = WeightStorage(Tied(), resolve_recipe(recipe), CastControl())
-        return {name: cast.how.format for (name, _), cast in zip(storage._weights, storage.casts, strict=True)}
+        return {name: cast.how.format for (name, _), cast in zip(storage._weights, storage.casts.values(), strict=True)}
 
     assert stored({"weight_storage": "e5m2"}) == {"embedding.weight": "e5m2", "mix.weight": "e5m2"}
     head = [{"match": "head", "recipe": "bf16"}]

@@ -132,6 +132,15 @@ def test_gpus_differ_and_each_kind_of_trouble_shows() -> None:
     assert slowest == 1.35
 
 
+@pytest.mark.parametrize(("gpus", "nodes"), [(64, 8), (9, 4), (10, 6), (64, 60), (64, 24), (5, 5), (7, 1)])
+def test_gpus_are_spread_evenly_over_as_many_nodes_as_it_says(gpus: int, nodes: int) -> None:
+    cluster = Cluster(GPUS["h100"], gpus, nodes, "none", random.Random(0))
+    sizes = Counter(gpu.node for gpu in cluster.gpus)
+    assert len(sizes) == nodes
+    assert max(sizes.values()) - min(sizes.values()) <= 1
+    assert [gpu.node for gpu in cluster.gpus] == sorted(gpu.node for gpu in cluster.gpus)
+
+
 def test_what_it_tells_a_screen_understands() -> None:
     run = RunState("r")
     for event in events(steps=30):

@@ -14,7 +14,7 @@ def best_steps(losses: Sequence[float]) -> tuple[list[int], float]:
     """Return the steps that become the best when evaluations after each step give these losses, and the best loss."""
     engine = object.__new__(Engine)
     engine.train_config = TrainConfig(steps=len(losses), eval_every=1, optimizer=None)
-    engine.checkpoint_every, engine.best_loss = 0, math.inf
+    engine.checkpoint_every, engine.best_loss, engine.first_step = 0, math.inf, 0
     engine.checkpoints = Checkpoints(None, 1, print)
     found: list[int] = []
     engine.save = lambda kind, best: found.append(engine.step_number) if best else None

@@ -58,7 +58,7 @@ def test_round_trip(checkpoints: Checkpoints) -> None:
     assert back.state["model"]["fp8"].dtype is torch.float8_e5m2
     assert back.state["optimizer"]["state"][0]["exp_avg"][0, 0] == 14
     assert back.state["step"] == 7
-    assert back.notes == {"sinks": {"at": 7}}
+    assert back.notes == {"sinks": {"at": 7}, "passed_over": []}
 
 
 def test_the_state_hash_is_that_of_the_state(tmp_path: Path) -> None:
@@ -107,8 +107,15 @@ def test_those_passed_over_neither_count_nor_go(checkpoints: Checkpoints, folder
     save(again, 22)
     save(again, 24)
     assert files(folder) == ["latest", "step-000022", "step-000024", "step-000030"]
+    again = Checkpoints(LocalBackend(folder), 2, warnings.append)  # another process, which finds a whole one at once
+    (folder / "step-000030").rename(folder / "aside")
+    assert again.load_newest().saved.name == "step-000024"
+    (folder / "aside").rename(folder / "step-000030")
+    save(again, 26)
+    save(again, 28)
+    assert files(folder) == ["latest", "step-000026", "step-000028", "step-000030"]
     save(again, 30)
-    assert files(folder) == ["latest", "step-000024", "step-000030"], "trained again and replaced, it is whole"
+    assert files(folder) == ["latest", "step-000028", "step-000030"], "trained again and replaced, it is whole"
     assert again.load_newest().state["step"] == 30
 
 
@@ -334,7 +341,7 @@ def test_a_checkpoint_that_is_saved_again_is_never_lost(
     saved = again.verify("anomaly-000123")
     assert (saved.state_hash == first.state_hash) == (moment == "between the renames")
     assert [path.name for path in tmp_path.iterdir()] == ["anomaly-000123"]
-    again.save("anomaly-000123", content(3.0))
+    again.save("anomaly-000123", content(3.0), print)
     assert [path.name for path in tmp_path.iterdir()] == ["anomaly-000123"]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -43,9 +45,11 @@ class Sinks:
         self.seen = state["seen"]
 
 
-def engine(backend: LocalBackend, emit: Callable[[Event], None] = lambda event: None, **options: Any) -> Engine:
+def engine(
+    backend: LocalBackend, emit: Callable[[Event], None] = lambda event: None, recipe: Any = "e5m2", **options: Any
+) -> Engine:
     torch.manual_seed(0)
-    recipe = resolve_recipe("e5m2")
+    recipe = resolve_recipe(recipe)
     model, _ = altgrad.convert(
         build_gpt(GPTOptions(**{"n_layer": 1, "n_head": 2, "n_embd": 32, "block_size": 16, **options}), 31), recipe
     )
@@ -317,3 +321,44 @@ def test_a_resumed_run_knows_that_something_was_recorded(tmp_path: Path, stop_af
     again.resume()
     assert again.run() == "stopped"
     assert recorder.steps == [4]
+
+
+def metrics(events: list[Event]) -> list[tuple[int, str, float]]:
+    return [
+        (event["step"], name, value)
+        for event in events
+        if event["event"] == "metrics"
+        for name, value in event["values"].items()
+        if not name.endswith("_s")
+    ]
+
+
+@pytest.mark.parametrize("recipe", ["e5m2", {"base": "e5m2", "rounding": "stochastic"}])
+def test_an_evaluation_that_is_cut_off_is_made_up_for(tmp_path: Path, recipe: object) -> None:
+    """After the resume: same loss, same best, nothing twice, wherever the run was asked to end."""
+
+    def prepared(name: str, events: list[Event]) -> Engine:
+        one = engine(LocalBackend(tmp_path / name), events.append, recipe=recipe)
+        one.train_config = attrs.evolve(one.train_config, eval_every=2, eval_batches=3)
+        return one
+
+    def ends(name: str) -> tuple[str, str | None]:
+        backend = LocalBackend(tmp_path / name)
+        return backend.verify("step-000006").state_hash, backend.pointed("best")
+
+    reference: list[Event] = []
+    assert prepared("straight", reference).run() == "done"
+    assert [step for step, name, _ in metrics(reference) if name == "val/loss"] == [0, 2, 4, 6]
+    outcomes = set()
+    for polls in range(1, 20):  # it is asked 4 x 3 times in evaluations and 6 times before steps
+        name, events, asked = str(polls), list[Event](), itertools.count(1)
+        first = prepared(name, events)
+        first.stop_requested = lambda steps, asked=asked, polls=polls: next(asked) >= polls
+        outcomes.add(outcome := first.run())
+        if outcome == "interrupted":
+            again = prepared(name, events)
+            again.resume()
+            assert again.run() == "done"
+        assert metrics(events) == metrics(reference), polls
+        assert ends(name) == ends("straight"), polls
+    assert outcomes == {"interrupted", "done"}

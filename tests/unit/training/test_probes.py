@@ -142,6 +142,33 @@ def test_stability_counts_every_micro_batch_and_switches_itself_off() -> None:
     assert not control_of(stage.model).collecting
 
 
+def test_scales_are_those_that_the_casts_used() -> None:
+    """Under delayed scaling the second step's scale is that of the first step's largest magnitude."""
+    delayed = {"kind": "delayed", "history": 4, "power_of_two": False, "margin": 0}
+    stage = Stage({"base": "e4m3fn", "scaling": delayed})
+    largest: list[float] = []
+    stage.model.blocks[0].mlp.up.register_forward_pre_hook(
+        lambda _, inputs: largest.append(inputs[0].abs().max().item())
+    )
+    key = "scale_log2/blocks.0.mlp.up.input"
+    stage.watch(StabilityProbe(1))
+    stage.context.measurements = Measurements()
+    values = stage.watch(StabilityProbe(1))
+    assert len(largest) == 4  # two micro-batches a step; the scale is that of the last cast, which knew three
+    assert values[key] == pytest.approx(math.log2(max(largest[:3]) / 448), rel=1e-5)
+    scales = [value for name, value in values.items() if name.startswith("scale_log2/")]
+    assert len(scales) == 3 * 5
+    assert values["scale_log2"] == pytest.approx(sum(scales) / len(scales))
+
+
+def test_the_scale_of_blocks_is_their_mean_in_octaves() -> None:
+    stage = Stage({"base": "mxfp8_e4m3"})
+    weight = stage.model.blocks[0].mlp.up.weight.detach().clone()  # [64, 16]: a block of 16 in each row
+    values = stage.watch(StabilityProbe(1))
+    exponents = (weight.abs().amax(dim=1) / 448).log2().ceil()  # rceil: the smallest power of two that clamps nothing
+    assert values["scale_log2/blocks.0.mlp.up.weight"] == pytest.approx(exponents.mean().item(), abs=1e-6)
+
+
 def test_stability_of_a_run_without_casts_says_nothing() -> None:
     assert Stage("bf16").watch(StabilityProbe(1)) == {}
 

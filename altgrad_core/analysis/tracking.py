@@ -1,0 +1,76 @@
+"""What a tracker shows of a run beside its metrics: the settings it was given, and how it ended. For sinks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import tomli
+
+from altgrad_core.analysis.runs import CONFIG, ENVIRONMENT, Run, load_run
+from altgrad_core.training.events import SIMULATED, Event
+
+# Of a row of the comparison, what one number or word for the whole run can be.
+_TOLD = (
+    "steps", "loss_kind", "final_loss", "final_step", "best_loss", "compared_step", "baseline_loss", "difference_percent",
+    "grad_cos_sim", "overflow_percent", "underflow_percent", "bit_stall_percent", "tokens_per_s", "wall_time_s", "nan_steps",
+    "alerts", "verdict",
+)  # fmt: skip
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """Return a run's ``run.toml`` as tables, its ``env.json`` as ``environment``; without the options of sinks."""
+    settings = tomli.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    settings.pop("sink", None)
+    if (folder / ENVIRONMENT).exists():
+        settings["environment"] = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+    return settings
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, bool | float | str]:
+    """Return nested tables as one, with dotted keys: ``train.steps``. An array is its text as JSON."""
+    found: dict[str, bool | float | str] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            plain = isinstance(value, bool | int | float | str)
+            found[f"{prefix}{key}"] = value if plain else json.dumps(value, default=str)
+    return found
+
+
+def as_ended(run: Run, ended: Event) -> Run:
+    """Return a run whose worker has told its last ``status`` event but still holds its folder, as it will be read later."""
+    return attrs.evolve(run, status=ended["status"], reason=ended.get("reason") or "")
+
+
+def outcome(folder: Path, ended: Event) -> dict[str, float | str]:
+    """Return how a run ended, in the terms of the comparison (``altgrad_core.analysis.compare.Row``).
+
+    ``ended`` is its last ``status`` event. The difference is that from the experiment's baseline, as far as that has come
+    when this is asked; without one, as in a simulation, less is known and told. Raises ``AltgradError`` for a run folder
+    that is damaged.
+    """
+    told: dict[str, float | str] = {"status": ended["status"], "reason": ended.get("reason") or ""}
+    if ended.get(SIMULATED):
+        return told
+    from altgrad_core.analysis.compare import compare
+
+    run = as_ended(load_run(folder), ended)
+    baseline = None if run.baseline else _baseline(folder)
+    row = compare([run] if baseline is None else [baseline, run]).rows[-1]
+    if baseline is not None:
+        told["baseline"] = baseline.name
+    facts = {key: getattr(row, key) for key in _TOLD}
+    return told | {key: value for key, value in facts.items() if value is not None}
+
+
+def _baseline(folder: Path) -> Run | None:
+    """Return the run beside the one in ``folder`` that its experiment marks as the baseline."""
+    for path in sorted(folder.parent.glob(f"*/{CONFIG}")):
+        if path.parent != folder and tomli.loads(path.read_text(encoding="utf-8")).get("baseline"):
+            return load_run(path.parent)
+    return None
