@@ -9,15 +9,18 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
-from altgrad_core.training.events import Event, MetricSink
+from altgrad_core.errors import AltgradError
+from altgrad_core.training.events import Event, MetricSink, StateLost
 
 T = TypeVar("T")
+_PAUSES_S = (0.25, 0.5, 1.0, 2.0)
 
 
 class Builds(Protocol):
@@ -30,10 +33,12 @@ class Builds(Protocol):
 class Fed:
     """A sink that gets events, for as long as the context. ``state`` is what a checkpoint kept of it; None for none.
 
-    ``states`` holds its state as JSON before the first event and after each.
+    ``states`` holds its state as JSON before the first event and after each; ``lost`` is what it said if it raised
+    ``StateLost``: then it is to get all events of the run.
     """
 
     def __init__(self, build: Callable[[], MetricSink], state: str | None = None) -> None:
+        self.lost = ""
         self._build, self._state = build, state
         self._thread = ThreadPoolExecutor(1, "altgrad sink under test")
         self._open = True
@@ -43,6 +48,21 @@ class Fed:
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call in the sink's thread."""
         return self._thread.submit(function, *arguments).result()
+
+    def _begin(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call, and again after a pause, as a run does: what a killed process held may be held a moment longer."""
+        for pause_s in _PAUSES_S:
+            try:
+                return self.call(function, *arguments)
+            except (StateLost, AltgradError, ImportError):
+                raise
+            except Exception:
+                time.sleep(pause_s)
+        return self.call(function, *arguments)
+
+    def go_on(self, events: Sequence[Event], place: int) -> None:
+        """Write the events from ``place`` on, or all of them if the sink has lost its state."""
+        self.write(*(events if self.lost else events[place:]))
 
     def write(self, *events: Event) -> None:
         """Write each event, a copy of its own, and ask for the state after it."""
@@ -55,17 +75,23 @@ class Fed:
         self._open = False
         self.call(self.sink.close)
 
+    def _load(self, state: str) -> None:
+        try:
+            self._begin(self.sink.load_state_dict, json.loads(state))
+        except StateLost as lost:
+            self.lost = str(lost) or "it does not say what"
+        self.states.append(state)
+
     def _note_state(self) -> None:
         self.states.append(json.dumps(self.call(self.sink.state_dict), allow_nan=False))
 
     def __enter__(self) -> Fed:
-        self.sink = self.call(self._build)
+        self.sink = self._begin(self._build)
         try:
             if self._state is None:
                 self._note_state()
             else:
-                self.call(self.sink.load_state_dict, json.loads(self._state))
-                self.states.append(self._state)
+                self._load(self._state)
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
@@ -79,11 +105,13 @@ class Fed:
             self._thread.shutdown()
 
 
-def feed_and_kill(suite: Builds, folder: Path, events: Sequence[Event], states: Sequence[str] = ()) -> list[str]:
-    """Write the events in a process of its own, which then dies as by ``kill -9``; return the state before and after each.
+def feed_and_kill(
+    suite: Builds, folder: Path, events: Sequence[Event], place: int = 0, state: str | None = None
+) -> list[str]:
+    """Write the events from ``place`` on in a process of its own, which then dies as by ``kill -9``.
 
-    The sink begins with the last of ``states``, if there are any. The suite's class must stand in a file, at its top or
-    in a class there, since the other process has to find it.
+    The sink goes on from ``state``. Returns its state at ``place`` and after each event from there on. The suite's class must
+    stand at the top of a file, since the other process has to find it.
     """
     kind = type(suite)
     assert "<locals>" not in kind.__qualname__, f"{kind.__qualname__}: define the class at the top of its file"
@@ -93,7 +121,8 @@ def feed_and_kill(suite: Builds, folder: Path, events: Sequence[Event], states: 
         "suite": kind.__qualname__,
         "folder": str(folder),
         "events": list(events),
-        "state": states[-1] if states else None,
+        "place": place,
+        "state": state,
         "told": str(told),
     }
     done = subprocess.run(
@@ -105,7 +134,8 @@ def feed_and_kill(suite: Builds, folder: Path, events: Sequence[Event], states: 
         check=False,
     )
     assert done.returncode == -signal.SIGKILL, f"the sink failed in a process of its own:\n{done.stdout}{done.stderr}"
-    return told.read_text().splitlines()
+    states = told.read_text().splitlines()
+    return states[-(len(events) - place + 1) :]
 
 
 def die_feeding() -> None:
@@ -121,6 +151,6 @@ def die_feeding() -> None:
         found = getattr(found, name)
     suite: Builds = found()
     with Fed(lambda: suite.build(Path(order["folder"])), order["state"]) as fed:
-        fed.write(*order["events"])
+        fed.go_on(order["events"], order["place"])
         Path(order["told"]).write_text("".join(f"{state}\n" for state in fed.states))
         os.kill(os.getpid(), signal.SIGKILL)

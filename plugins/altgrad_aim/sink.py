@@ -9,10 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tomli
-
 from altgrad_aim.names import to_aim
 from altgrad_aim.repository import Repository
+from altgrad_core.analysis.tracking import outcome, settings_of
 from altgrad_core.training.events import SIMULATED, Event, metrics_of
 
 if TYPE_CHECKING:
@@ -29,6 +28,7 @@ class AimSink:
         self._repository = Repository(place or str(self._folder.parents[2]))
         self._run: Run | None = None
         self._step = _NO_STEP
+        self._ended: Event | None = None
         self._is_described = self._is_marked = self._is_closed = False
         self._is_torn = False  # the last write failed, maybe half way
 
@@ -51,6 +51,7 @@ class AimSink:
             run["facts", event["what"]] = storable(event["facts"])
         else:
             run["altgrad", "status"] = event["status"]
+            self._ended = None if event["status"] == "running" else event
         self._repository.flush()
         self._is_torn = False
         self._step = max(self._step, event.get("step") or 0) if kind in ("metrics", "alert") else self._step
@@ -63,7 +64,11 @@ class AimSink:
         self._is_closed = True
         if run is not None:
             run_hash = run.hash
-            run.close()
+            try:
+                if self._ended is not None:
+                    run["outcome"] = storable(outcome(self._folder, self._ended))
+            finally:
+                run.close()
             del run  # with it the files are closed
             if self._is_torn:
                 self._repository.cut(run_hash, self._step)
@@ -93,10 +98,8 @@ class AimSink:
     def _describe(self, run: Run) -> None:
         run.name, run.experiment = self._folder.name, self._folder.parent.name
         run["altgrad"] = {"folder": storable(str(self._folder))}
-        config = self._folder / "run.toml"
-        if config.exists():
-            table = tomli.loads(config.read_text(encoding="utf-8"))
-            run["hparams"] = storable({key: value for key, value in table.items() if key != "sink"})
+        run["hparams"] = storable(settings_of(self._folder))
+        run["outcome"] = {}  # that of an earlier stretch is no more
 
     def _track(self, run: Run, event: Event) -> None:
         for metric, value in metrics_of(event).items():

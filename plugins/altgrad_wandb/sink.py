@@ -142,7 +142,7 @@ class WandbSink:
         run = self._connection.run
         run.alert(
             title=f"{run.name}: {event['alert']}{' (simulated)' if simulated else ''}",
-            text=f"Step {event['step']}: {event['message']}",
+            text=f"Step {event['step']}: {event['message']}".encode(errors="backslashreplace").decode(),
             level=_LEVELS[event["action"]],
             wait_duration=1,  # s; the default keeps the same alert back for a minute
         )

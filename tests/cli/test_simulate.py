@@ -47,11 +47,8 @@ def test_every_line_says_simulated(tmp_path: Path) -> None:
 def test_no_event_is_lost_in_the_file_or_in_any_sink(tmp_path: Path) -> None:
     played(tmp_path / "runs", "--sink", "all", "--seed", "5")
     (folder,) = (tmp_path / "runs" / "simulated").iterdir()
-    written = [
-        event
-        for event in events_of(folder / "events.jsonl")
-        if event["event"] != "sinks" and not event.get("message", "").startswith("Waiting for the sinks")
-    ]
+    told = [event for event in events_of(folder / "events.jsonl") if event["event"] != "sinks"]
+    written = [event for event in told if not event.get("message", "").startswith("Waiting for the sinks")]
     assert all(event["simulated"] is True for event in events_of(folder / "events.jsonl"))
     expected = list(stream.simulate(stream.Simulation(gpus=16, nodes=2, steps=20, seed=5), written[0]["time"]))
     clocks = {"time", "saved_at"}  # of this run and of the one that was expected

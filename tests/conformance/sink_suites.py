@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import csv
 import resource
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ClassVar
 
+import pytest
 from aim_reader import aim_rows, aim_runs
 from altgrad_aim.sink import AimSink
 from altgrad_csv.sink import CsvSink
+from wandb_parts import offline_file, records, rows
 
 from altgrad_core.testing import SinkConformance
 from altgrad_core.testing.sinkevents import Row
+from altgrad_core.training.events import MetricSink
 
 
 @contextlib.contextmanager
@@ -41,6 +45,67 @@ class CsvConformance(SinkConformance):
 
     def failing(self, folder: Path) -> AbstractContextManager[None]:
         return full_disk((folder / "metrics.csv").stat().st_size + 7)
+
+
+class TensorBoardConformance(SinkConformance):
+    """Event files in the run's folder, read record by record."""
+
+    single_precision = True
+
+    def build(self, folder: Path) -> MetricSink:
+        from altgrad_tensorboard.sink import TensorBoardSink
+
+        return TensorBoardSink(folder, folder)
+
+    def stored(self, folder: Path) -> list[Row]:
+        from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+        from tensorboard.util.tensor_util import make_ndarray
+
+        return [
+            (record.step, value.tag, float(make_ndarray(value.tensor)))
+            for file in sorted(folder.glob("events.out.tfevents.*"))
+            for record in EventFileLoader(str(file)).Load()
+            for value in record.summary.value
+            if value.metadata.plugin_data.plugin_name == "scalars"
+        ]
+
+    def failing(self, folder: Path) -> AbstractContextManager[None]:
+        return full_disk(max(file.stat().st_size for file in folder.glob("events.out.tfevents.*")) + 7)
+
+
+class WandbConformance(SinkConformance):
+    """Without a server: the file for ``wandb sync`` in the run's folder."""
+
+    cannot: ClassVar = {
+        "order": "a row of W&B holds a step's metrics by name",
+        "failing_store": "W&B writes in a process of its own, whose disk the suite cannot fill",
+    }
+
+    @pytest.fixture(autouse=True)
+    def fresh_session(self) -> Iterator[None]:
+        """W&B hands the process that writes on to processes that are started, through the environment."""
+        yield
+        import wandb
+
+        wandb.teardown()
+
+    def build(self, folder: Path) -> MetricSink:
+        from altgrad_wandb.plugin import WandbOptions
+        from altgrad_wandb.sink import WandbSink
+
+        return WandbSink(WandbOptions(mode="offline"), folder)
+
+    def stored(self, folder: Path) -> list[Row]:
+        file, deadline = offline_file(folder), time.monotonic() + 30
+        while not any(record.WhichOneof("record_type") == "exit" for record in records(file)):
+            assert time.monotonic() < deadline, "W&B does not end its file"
+            time.sleep(0.05)
+        return [
+            (int(row["_step"]), name, value)
+            for row in rows(file)
+            for name, value in row.items()
+            if not name.startswith(("_", "alerts/"))
+        ]
 
 
 class AimConformance(SinkConformance):

@@ -217,7 +217,7 @@ CAUGHT = [
     (KeepsWhatCameAfterTheCheckpoint, "killed_again_and_again", "there twice"),
     (KeepsWhatCameAfterTheCheckpoint, "the_last_value_wins_after_a_kill", "there twice"),
     (KeepsWhatCameAfterTheCheckpoint, "another_course_after_a_kill", "not of this run"),
-    (DoesNotMissItsStore, "a_store_that_is_gone", "DID NOT RAISE"),
+    (DoesNotMissItsStore, "a_store_that_is_gone", "did not raise StateLost"),
     (KeepsAFailedWrite, "a_write_that_raises_has_stored_nothing", "there twice"),
     (HidesAFailedWrite, "a_write_that_raises_has_stored_nothing", "did not raise, though the store failed"),
     (ClosesOnce, "close", "closed"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -47,8 +48,10 @@ def test_a_training_comes_back_from_aim(make_experiment: MakeExperiment, tmp_pat
     assert run.get_terminal_logs() is None
     table = tomli.loads((folder / "run.toml").read_text())
     assert table.pop("sink") == [{"kind": "aim", "repo": ""}]
-    assert run["hparams"] == table
+    assert run["hparams"] == table | {"environment": json.loads((folder / "env.json").read_text())}
     assert run["altgrad"] == {"folder": str(folder), "status": "done"}
+    losses = altgrad.load_run(folder).metrics("val/loss")[1]
+    assert (run["outcome", "status"], run["outcome", "final_loss"]) == ("done", losses[-1])
     assert (
         run["facts", "model", "parameters"]
         == next(e for e in told(folder) if e.get("what") == "model")["facts"]["parameters"]
