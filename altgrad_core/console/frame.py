@@ -223,7 +223,8 @@ def _task(task: Task, width: int, now: float) -> Line:
     if task.unit == "bytes":
         done = f"{size(round(task.done))} of {size(round(task.total))}"
     else:
-        done = f"{task.done:,.0f}/{task.total:,.0f} {task.unit}".rstrip()
+        number = count if task.total >= 100_000 else lambda value: f"{value:,.0f}"
+        done = f"{number(task.done)}/{number(task.total)} {task.unit}".rstrip()
     tail = f" {100 * fraction:3.0f} %  {done}"
     bars = width - line.width - len(tail) - len(seconds)
     if bars >= 4:
@@ -242,12 +243,12 @@ def _curve(run: RunState, width: int) -> Line:
 
 def _baseline(state: ScreenState, run: RunState) -> Line | None:
     base = state.baseline
-    if base is None or base is run:
+    if base is None or base is run or run.loss_step is None:
         return None
     line = _labelled("base")
     found = state.against_baseline(run)
     if found is None:
-        return line.add(f"{base.name} has no loss at step {run.loss_step or run.step}", DIM)
+        return line.add(f"{base.name} has no loss at step {run.loss_step}", DIM)
     loss, difference = found
     return line.add(f"{base.name} {loss:.4f} at step {run.loss_step}  ").add(
         f"{signed_percent(difference)} against it", STRONG

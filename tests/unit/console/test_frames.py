@@ -14,6 +14,7 @@ from rich.color import ColorSystem
 from altgrad_core.console.canvas import BAD, Look
 from altgrad_core.console.frame import frame, health_line
 from altgrad_core.console.runs_table import runs_table
+from altgrad_core.console.series import Series
 from altgrad_core.console.state import RunState, ScreenState
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -140,6 +141,24 @@ def test_very_low_terminals(height: int) -> None:
             lines = frame(screen, width, height, scenes.now(screen))
             assert 1 <= len(lines) <= height
             assert all(line.width <= width for line in lines)
+
+
+def test_eight_billion_parameters_leave_room_for_a_bar() -> None:
+    screen = ScreenState(title="x")
+    run = screen.runs["a"] = RunState("a", steps=10)
+    task = {"time": scenes.START, "event": "task", "task": "building the model", "unit": "parameters"}
+    run.take({**task, "state": "begin", "done": 0, "total": 8_030_261_248})
+    run.take({**task, "state": "progress", "done": 4_000_000_000})
+    text = drawn(screen, 80, 24, LOOKS["plain"])
+    assert "━━━" in text
+    assert " 50 %  4.0B/8.0B parameters" in text
+
+
+def test_what_has_no_loss_yet_is_not_compared() -> None:
+    screen = scenes.matrix()
+    screen.runs["e5m2-delayed"].expect()
+    screen.runs["e5m2-delayed"].losses = Series()
+    assert "\nbase " not in drawn(screen, 80, 24, LOOKS["plain"])
 
 
 def test_before_anything_is_heard() -> None:
