@@ -99,7 +99,7 @@ def whole(screen: PlainScreen, columns: int, rows: int) -> list[Line]:
     """The terminal: as many log lines as fit above the frame."""
     drawn = frame(screen.state, columns - 1, rows - max(3, rows // 5), screen.state.latest)
     above = [line.within(columns - 1) for line in screen.lines]
-    return [*above[len(above) - (rows - len(drawn)) :], *drawn]
+    return [*above[max(0, len(above) - (rows - len(drawn))) :], *drawn]
 
 
 def simulated(until, columns: int, *, kind=LiveRecorder, **options) -> Recorder:

@@ -28,6 +28,7 @@ BAD = Style(color="red", bold=True)
 SEVERITIES = (PLAIN, WARN, BAD)
 LEVELS = {"info": PLAIN, "warning": WARN, "error": BAD}
 
+_WORDS = re.compile(r"(\s*)(\d[\d.,]* (?:ms|s|[KMGT]?i?B|%|°C)(?!\w)\S*|\S+)")
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII = str.maketrans({
     "━": "=", "╸": "-", "─": "-", "│": "|", "╭": "+", "╮": "+", "╰": "+", "╯": "+", "·": "-", "…": "~", "°": " ", "Δ": "d",
@@ -136,10 +137,10 @@ def cut(text: str, width: int) -> str:
 def wrap(text: str, first: int, rest: int) -> list[str]:
     """Return text in lines of at most ``first``, then ``rest`` cells, broken at spaces; at least one line.
 
-    A longer word, which may be a path that somebody wants to copy, keeps a line of its own.
+    A number stays with its unit. A longer word, which may be a path that somebody wants to copy, keeps a line of its own.
     """
     lines, room, width = [""], first, 0
-    for space, word in re.findall(r"(\s*)(\S+)", text):
+    for space, word in _WORDS.findall(text):
         length = cell_len(word)
         if width and width + len(space) + length > room:
             lines, room, width = [*lines, word], rest, length

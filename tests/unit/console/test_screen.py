@@ -15,6 +15,7 @@ from rich.console import Console
 from scenes import Teller
 from test_frames import compare
 
+from altgrad_core.console.canvas import wrap
 from altgrad_core.console.screen import LiveScreen, PlainScreen, make_screen
 from altgrad_core.console.state import RunState
 from altgrad_core.experiments.config import load_experiment
@@ -242,6 +243,16 @@ def test_lines_are_broken_between_words(monkeypatch: pytest.MonkeyPatch, width: 
     first, second, *_ = text.splitlines()
     assert first.startswith("22:13:20  WARNING: The")
     assert second.startswith(" " * 12)
+
+
+@pytest.mark.parametrize("width", range(24, 60))
+def test_a_number_stays_with_its_unit(width: int) -> None:
+    text = "all_reduce of 478.6 MiB over 8 ranks took 3.5 ms, at 96 % and 64 °C; 12 steps"
+    lines = wrap(text, width, width)
+    assert " ".join(lines) == text
+    assert all(len(line) <= width for line in lines)
+    for whole in ("478.6 MiB", "3.5 ms,", "96 %", "64 °C;"):
+        assert any(whole in line for line in lines)
 
 
 def test_the_box_in_a_file_stays_readable() -> None:
