@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -103,21 +104,22 @@ sink.close()
 def test_processes_that_begin_and_end_at_the_same_moment(tmp_path: Path) -> None:
     """Each would make the repository, name its run, and index it, if the others did not hold it off."""
     folders = [tmp_path / "runs" / "e" / f"r{number}" for number in range(4)]
-    processes = []
-    for folder in folders:
-        folder.mkdir(parents=True)
-        command = [sys.executable, "-c", BEGIN, str(folder)]
-        processes.append(
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        )
-    for process in processes:
-        assert process.stdout.readline() == "ready\n", process.communicate()[1]
-    for process in processes:
-        process.stdin.write("\n")
-        process.stdin.flush()
-    for process in processes:
-        _, error = process.communicate(timeout=120)
-        assert process.returncode == 0, error
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for folder in folders:
+            folder.mkdir(parents=True)
+            (folder / "run.toml").write_text(f'experiment = "e"\nname = "{folder.name}"\n')
+            command, pipe = [sys.executable, "-c", BEGIN, str(folder)], subprocess.PIPE
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+            processes.append(stack.enter_context(process))
+        for process in processes:
+            assert process.stdout.readline() == "ready\n", process.communicate()[1]
+        for process in processes:
+            process.stdin.write("\n")
+            process.stdin.flush()
+        for process in processes:
+            _, error = process.communicate(timeout=120)
+            assert process.returncode == 0, error
     found = aim_runs(tmp_path)
     assert sorted(found) == ["r0", "r1", "r2", "r3"]
     for run in found.values():
