@@ -34,10 +34,11 @@ class Repository:
         from aim.sdk.configs import get_aim_repo_name
 
         self.is_remote = Repo.is_remote_path(place)
-        self._folder = Path(place) / get_aim_repo_name()
         if self.is_remote:
             self._repo: Repo = Repo.from_path(place)
             return
+        place = str(Path(place).expanduser().resolve())
+        self._folder = Path(place) / get_aim_repo_name()
         (self._folder / "locks").mkdir(parents=True, exist_ok=True)
         with self.lock():
             # VERSION is the last thing that is made: without it somebody was killed while making the repository.
@@ -106,8 +107,8 @@ class Repository:
         if self.is_remote:
             self._repo._client.get_queue().wait_for_finish()
 
-    def index(self, run_hash: str) -> None:
-        """Show a run that is closed to queries.
+    def index(self, run_hash: str) -> str | None:
+        """Show a run that is closed to queries; returns why they do not find it.
 
         Left to ``aim up`` where that runs, since it indexes all the time, and its indexing ends for good if somebody else
         holds the index at that moment. Behind a server it is the server's ``aim up`` that does it.
@@ -116,17 +117,22 @@ class Repository:
         from aim.sdk.index_manager import RepoIndexManager
 
         if self.is_remote or ui_runs(self._repo.path):
-            return
+            return None
         with self.lock():
-            for attempt in range(_INDEX_TRIES):
+            for _ in range(_INDEX_TRIES):
                 try:
                     RepoIndexManager(self._repo).index(run_hash)
-                except aimrocks.errors.RocksIOError:  # somebody has the index open, such as `aim storage reindex`
-                    if attempt == _INDEX_TRIES - 1:
-                        raise
+                except (
+                    aimrocks.errors.RocksIOError
+                ) as error:  # somebody has the index open, such as `aim storage reindex`
+                    said = str(error)
                     time.sleep(_INDEX_PAUSE_S)
                 else:
-                    return
+                    return None
+        return (
+            f"the run is in {self._repo.path}, but queries do not find it yet, as the index could not be written ({said}). "
+            f"`aim up` mends that, and so does: aim storage --repo {self._folder.parent} reindex"
+        )
 
     def close(self) -> None:
         """Let go of it: Aim gives one object to all who open the same repository in a process."""

@@ -54,14 +54,15 @@ class AimSink:
             self._ended = None if event["status"] == "running" else event
         self._repository.flush()
         self._is_torn = False
-        self._step = max(self._step, event.get("step") or 0) if kind in ("metrics", "alert") else self._step
+        if kind in ("metrics", "alert"):
+            self._step = max(self._step, event["step"])
 
-    def close(self) -> None:
-        """End the run in Aim and show it to queries."""
+    def close(self) -> str | None:
+        """End the run in Aim and show it to queries; returns why they do not find it."""
         run, self._run = self._run, None
         if self._is_closed:
-            return
-        self._is_closed = True
+            return None
+        self._is_closed, said = True, None
         if run is not None:
             run_hash = run.hash
             try:
@@ -72,8 +73,9 @@ class AimSink:
             del run  # with it the files are closed
             if self._is_torn:
                 self._repository.cut(run_hash, self._step)
-            self._repository.index(run_hash)
+            said = self._repository.index(run_hash)
         self._repository.close()
+        return said
 
     def state_dict(self) -> dict[str, Any]:
         """Return the run's hash, which makes the run if there is none, and the last step that was written."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import tomli
-from aim_reader import aim_rows, aim_runs, assert_is_of, told
+from aim_reader import AIM, aim_rows, aim_runs, assert_is_of, told
 from helpers import MakeExperiment, altgrad_cli, altgrad_here
 from test_resume import altgrad_run, wait_for
 
@@ -124,6 +125,41 @@ def test_processes_that_begin_and_end_at_the_same_moment(tmp_path: Path) -> None
     assert sorted(found) == ["r0", "r1", "r2", "r3"]
     for run in found.values():
         assert difference(by_metric(aim_rows(run)), by_metric(rows_of(course(range(20))))) == ""
+
+
+HOLD = """
+import sys
+from aim import Repo
+index = Repo.from_path(sys.argv[1])._get_index_tree("meta", 0)
+print("held", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_an_index_that_another_holds_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is whole; it is found once the index is made anew, as the message says."""
+    from altgrad_aim import repository
+    from altgrad_aim.sink import AimSink
+
+    monkeypatch.setattr(repository, "_INDEX_TRIES", 2)
+    folder = tmp_path / "runs" / "e" / "r"
+    folder.mkdir(parents=True)
+    (folder / "run.toml").write_text('experiment = "e"\nname = "r"\n')
+    sink = AimSink("", folder)
+    for event in course(range(3)):
+        sink.write(event)
+    command, pipe = [sys.executable, "-c", HOLD, str(tmp_path)], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        said = sink.close()
+        process.communicate("\n", timeout=60)
+    assert said.startswith(f"the run is in {tmp_path / '.aim'}, but queries do not find it yet")
+    assert aim_runs(tmp_path) == {}
+    shown = subprocess.run(
+        [*AIM, *shlex.split(said.partition("so does: aim ")[2]), "-y"], capture_output=True, text=True
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert difference(by_metric(aim_rows(aim_runs(tmp_path)["r"])), by_metric(rows_of(course(range(3))))) == ""
 
 
 def test_killed_and_resumed_it_is_one_run(make_experiment: MakeExperiment, tmp_path: Path) -> None:
