@@ -19,7 +19,7 @@ from altgrad_core.console.summary import summary
 from altgrad_core.console.terminal import UNBOUND, LiveArea, is_live, look_of
 from altgrad_core.console.words import beyond, clock, event_line, init_lines, perplexity
 from altgrad_core.experiments.folder import RunFolder
-from altgrad_core.experiments.history import events_of
+from altgrad_core.experiments.history import events_of, fed_sinks
 from altgrad_core.training.events import Event
 
 if TYPE_CHECKING:
@@ -80,12 +80,15 @@ class PlainScreen:
 
     def start(self, run: PlannedRun) -> None:
         """Say in the frame that the run is starting: its process is alive, and imports for a while."""
-        self.state.runs[run.config.name].expect()
+        if run.action != "feed":
+            self.state.runs[run.config.name].expect()
 
     def end(self, run: PlannedRun, status: Status, log_end: str, killed_by: str) -> None:
         """Say what no event could, and show the end of the log of a run that did not finish."""
         name, state = run.config.name, self.state.runs[run.config.name]
         self.log_ends[name] = log_end
+        if run.action == "feed" and (fed := fed_sinks(run.folder.events)):
+            self._line(name, "info", f"complete sinks: {', '.join(sorted(fed))}")
         if not state.over:
             state.stop(
                 status, f"its process was ended by {killed_by}" if killed_by else "its process ended without a word"

@@ -98,10 +98,20 @@ class EventLog:
         self._over = True
         self._states.keep_end(self.state_dict())
 
+    def _keep_end(self) -> None:
+        """Note how far the sinks of a finished run have got; one that could not be closed gets the run's end once more."""
+        if not self._over or self._states is None or self._states.end is None:
+            return
+        end, now = self._states.end, self.state_dict()["sinks"]
+        for name, runner in self._runners.items():
+            if runner.status != "complete" and name in now and now[name]["place"] > end["place"]:
+                now[name] = end["sinks"].get(name)
+        self._states.keep_end({**end, "sinks": {name: state for name, state in now.items() if state is not None}})
+
     def _start(self, positions: dict[str, dict[str, Any]]) -> None:
         assert self._states is not None
         for name, build in self._builds.items():
-            position = self._position(name, positions.get(name), self._states.first.get(name))
+            position = self._position(name, positions, self._states.first)
             self._runners[name] = SinkRunner(
                 name,
                 build,
@@ -146,23 +156,32 @@ class EventLog:
             runner.finish(end)
         self._drain(in_a_hurry)
         with contextlib.suppress(RunFailed):  # of a full disk the run has told
-            if self._over and self._states is not None:
-                self._states.keep_end(self.state_dict())
+            self._keep_end()
             if self._runners:
                 outcomes = {name: runner.outcome() for name, runner in self._runners.items()}
-                self.emit({"event": "sinks", "sinks": outcomes})
+                options = {name: self._options[name] for name in outcomes}
+                self.emit({"event": "sinks", "sinks": outcomes, "options": options})
         self._file.close()
 
-    def _position(self, name: str, kept: dict[str, Any] | None, first: dict[str, Any] | None) -> Position:
-        """Return where a sink begins, by what a checkpoint and ``first_states`` kept of it."""
-        options = self._options[name]
-        if kept is not None and kept["options"] == options:
-            return Position(kept["place"], kept["state"])
-        if first is not None and first["options"] == options:
-            return Position(0, json.dumps(first["state"]))
-        if kept is not None or first is not None:
+    def _position(self, name: str, kept: dict[str, dict[str, Any]], first: dict[str, dict[str, Any]]) -> Position:
+        """Return where a sink begins, by what a checkpoint and ``first_states`` kept of it, whatever its name was then."""
+        mine = self._of_same_options(name, kept)
+        if mine is not None:
+            return Position(mine["place"], mine["state"])
+        mine = self._of_same_options(name, first)
+        if mine is not None:
+            return Position(0, json.dumps(mine["state"]))
+        before = kept.get(name) or first.get(name)
+        if before is not None and before["options"] not in self._options.values():
             self.warn(f"The options of the sink '{name}' have changed: it starts anew, with all events of the run.")
         return Position(0, None)
+
+    def _of_same_options(self, name: str, known: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+        options = self._options[name]
+        if name in known and known[name]["options"] == options:
+            return known[name]
+        # Sinks of one kind are named by their order, which may have changed.
+        return next((other for other in known.values() if options and other["options"] == options), None)
 
     def _positions(self) -> dict[str, dict[str, Any]]:
         """Return where the sinks of the loaded state stand; what the file holds beyond that state is no part of the run."""
@@ -186,7 +205,7 @@ class EventLog:
             limit_s = patience.hurried_s if in_a_hurry() else patience.drained_s
             for runner in at_work:
                 what, since = runner.doing or ("", now)
-                stalled = what != "close" and now - max(since, started) > patience.stalled_s
+                stalled = what not in ("build", "close") and now - max(since, started) > patience.stalled_s
                 if stalled or now - started > limit_s:
                     runner.abandon()
             slow = [runner.name for runner in at_work if runner.at_work]

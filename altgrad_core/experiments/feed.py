@@ -20,9 +20,16 @@ from altgrad_core.structure import unstructure
 
 
 def hungry_sinks(folder: RunFolder, sinks: Sequence[Choice]) -> list[str]:
-    """Return those of ``sinks``, by the names that they have in the run's files, that have not got every event."""
-    fed = fed_sinks(folder.events)
-    return [name for name in sink_names(sinks) if name not in fed]
+    """Return those of ``sinks``, by the names that they have in the run's files, that have not got every event.
+
+    One whose package is not installed is none of them: it could take nothing.
+    """
+    fed = fed_sinks(folder.events).values()
+    return [
+        name
+        for name, sink in zip(sink_names(sinks), sinks, strict=True)
+        if options_hash(sink) not in fed and not installed().get("sink", sink.kind).missing
+    ]
 
 
 def add_sinks(log: EventLog, folder: RunFolder, sinks: Sequence[Choice], only: Sequence[str] | None = None) -> None:
@@ -41,5 +48,6 @@ def feed(folder: RunFolder, log: EventLog) -> None:
 
 
 def options_hash(choice: Choice) -> str:
-    """Return a text that is the same for the same options and gives none of them away."""
-    return hashlib.sha256(json.dumps(unstructure(choice.options), sort_keys=True, default=str).encode()).hexdigest()
+    """Return a text that is the same for the same kind and options and gives none of them away."""
+    text = json.dumps([choice.kind, unstructure(choice.options)], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from altgrad_core.experiments.eventfile import parse_event
 from altgrad_core.training.events import Event, metrics_of
@@ -25,12 +24,18 @@ def last_status(path: Path) -> Event | None:
     return next((event for event in reversed(_ending(path)) if event["event"] == "status"), None)
 
 
-def fed_sinks(path: Path) -> set[str]:
-    """Return the sinks that have got all of a run, by what is told of them after its last ``status`` event."""
-    outcomes: dict[str, dict[str, Any]] = {}
+def fed_sinks(path: Path) -> dict[str, str]:
+    """Return the sinks that have got all of a run, by what is told of them after its last ``status`` event.
+
+    By name, with what stands for their options.
+    """
+    fed: dict[str, str] = {}
     for event in _ending(path):
-        outcomes |= event.get("sinks", {})
-    return {name for name, outcome in outcomes.items() if outcome["status"] == "complete"}
+        for name, outcome in event.get("sinks", {}).items():
+            fed.pop(name, None)
+            if outcome["status"] == "complete":
+                fed[name] = event["options"][name]
+    return fed
 
 
 def _ending(path: Path) -> list[Event]:

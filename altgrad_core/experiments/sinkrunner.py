@@ -24,6 +24,7 @@ from altgrad_core.training.events import MetricSink, StateLost
 
 T = TypeVar("T")
 Status = Literal["running", "complete", "disabled", "abandoned"]
+_MOST_SAYINGS = 20
 THREAD_PREFIX = "altgrad sink "
 
 
@@ -38,7 +39,8 @@ class Patience:
     blocked_s: float = 60.0
     """After how long in one call a sink is said to be blocked, while the run goes on."""
     stalled_s: float = 10.0
-    """At the end of a run: how long one call may take before the sink is abandoned; its ``close`` may take ``drained_s``."""
+    """At the end of a run: how long one call may take before the sink is abandoned; building and closing it may take
+    ``drained_s``."""
     drained_s: float = 60.0
     """At the end of a run: how long all sinks together may take to get the events that they have not got yet."""
     hurried_s: float = 5.0
@@ -91,6 +93,7 @@ class SinkRunner:
         self._place = position.place
         self._end: int | None = None  # place at which the sink is closed; None as long as the run goes on
         self._error = ""
+        self._said, self._sayings = "", 0
         self._told_blocked: tuple[str, float] | None = None
         self._sink: MetricSink | None = None
         self._thread = threading.Thread(target=self._run, name=f"{THREAD_PREFIX}{name}", daemon=True)
@@ -197,7 +200,9 @@ class SinkRunner:
         return after
 
     def _pass_on(self, said: str | None) -> None:
-        if said:
+        """Tell what a sink has to say: nothing twice in a row, and not without end, as it gets to hear it as an event."""
+        if isinstance(said, str) and said not in ("", self._said) and self._sayings < _MOST_SAYINGS:
+            self._said, self._sayings = said, self._sayings + 1
             self._tell(f"The sink '{self.name}': {said}")
 
     def _wait_for_event(self) -> bool:

@@ -118,7 +118,7 @@ def execute(folder: RunFolder, device_name: str, parent: int | None = None, stop
 
 def _feed(folder: RunFolder, received: Received) -> int:
     """Give the sinks of a finished run what they lack, and return the exit status; a failure is theirs, not the run's."""
-    log = EventLog(folder.events, Patience(drained_s=math.inf))
+    log = EventLog(folder.events, Patience(stalled_s=60.0, drained_s=math.inf))  # nothing else waits
     try:
         feed(folder, log)
     except AltgradError as error:

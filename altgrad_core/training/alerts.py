@@ -62,6 +62,7 @@ _RATES = {
     ),
 }
 _ON_CASTS = ("non_finite", "overflow", "underflow")
+_END_OF_EPISODE = 0.9  # of the threshold
 _AFTER_UPDATE = ("bit_stall",)  # what an update changes is known after it
 # What keeps a user from drawing the wrong conclusion.
 _KEPT = " Small updates still add up in the FP32 master weights until the cast value moves."
@@ -127,7 +128,11 @@ class AlertWatch:
         for alert, (metric, words, note) in _RATES.items():
             rule: RateRule | None = getattr(self.rules, alert)
             value = _measured(alert, metrics)
-            if rule is None or math.isnan(value) or not self._rises(alert, rule, value > rule.threshold):
+            if rule is None or math.isnan(value):
+                continue
+            # A rate that hovers about its threshold is one episode: it ends well below.
+            limit = rule.threshold * (_END_OF_EPISODE if self._held[alert] >= rule.patience else 1)
+            if not self._rises(alert, rule, value > limit):
                 continue
             layers = {name: v for name, v in metrics.items() if name.startswith(f"{metric}/") and not math.isnan(v)}
             worst = max(layers, key=layers.__getitem__)

@@ -426,4 +426,4 @@ class Engine:
 
 
 def _perplexity(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf
+    return loss if math.isnan(loss) else math.exp(loss) if loss < 700 else math.inf

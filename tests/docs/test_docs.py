@@ -6,7 +6,6 @@ import importlib.util
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,11 +69,11 @@ def test_the_plugin_of_the_page_works(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "bias           9" in altgrad("formats", "myfp8")
     (line,) = [line for line in blocks(page, "sh")[0].splitlines() if line.startswith("altgrad run")]
     arguments = shlex.split(line)[1:]
-    shutil.copy(ROOT / "experiments.toml", tmp_path)
-    altgrad(*arguments, "--only", "e5m2", "--set", "train.steps=5", "--set", "train.eval_batches=1")
+    (tmp_path / "mine.toml").write_text(blocks(page, "toml")[1])
+    altgrad(*arguments, "--only", "myfp8", "--set", "train.steps=5", "--set", "train.eval_batches=1")
     import altgrad_core
 
-    run = altgrad_core.load_run(tmp_path / "runs" / "e5m2-vs-bf16" / "e5m2")
+    run = altgrad_core.load_run(tmp_path / "runs" / "mine" / "myfp8")
     assert run.config["recipe"]["weight"]["format"] == "myfp8"
     assert run.metrics("weight_norm/token_embedding.weight")[0] == [1, 5]
 

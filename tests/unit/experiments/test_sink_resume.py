@@ -146,6 +146,75 @@ def test_a_finished_run_feeds_its_sinks_until_they_have_all(tmp_path: Path, seed
     assert all(store == list(range(1, 41)) for store in stores.values()), stores
 
 
+class Book:
+    """Keeps all kinds of events in ``store``; a state that goes back takes them away again."""
+
+    def __init__(self, store: list[str], *, closes: bool = True, says: bool = False) -> None:
+        self.store, self.closes, self.says = store, closes, says
+
+    def write(self, event: dict[str, Any]) -> str | None:
+        self.store.append(event.get("status", event["event"]))
+        return f"that was event {len(self.store)}" if self.says else None
+
+    def close(self) -> None:
+        if not self.closes:
+            raise OSError("the server is gone")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": len(self.store)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        del self.store[state["rows"] :]
+
+
+def ended(folder: RunFolder, sinks: dict[str, Book], options: dict[str, str], *, feed: bool = False) -> EventLog:
+    """Return the log of a run that is done, or of a feeding of it, after its close."""
+    log = EventLog(folder.events, PATIENCE)
+    for name, sink in sinks.items():
+        log.add_sink(name, lambda sink=sink: sink, options[name])
+    if feed:
+        log.feed_sinks(folder.sinks)
+    else:
+        log.start_sinks(folder.sinks)
+        log.emit({"event": "metrics", "step": 1, "values": {}})
+        log.training_ended()
+        log.emit({"event": "status", "status": "done"})
+    log.close()
+    return log
+
+
+def test_a_sink_that_could_not_be_closed_hears_of_the_end_once_more(tmp_path: Path) -> None:
+    """It may have known how the run ended, and told nobody."""
+    folder, store = RunFolder(tmp_path), list[str]()
+    ended(folder, {"book": Book(store, closes=False)}, {"book": "x"})
+    assert fed_sinks(folder.events) == {}
+    for closes in (False, True):
+        again: list[str] = store.copy()
+        ended(folder, {"book": Book(again, closes=closes)}, {"book": "x"}, feed=True)
+        assert again[:2] == ["metrics", "done"]
+        assert again.count("metrics") == again.count("done") == 1
+    assert fed_sinks(folder.events) == {"book": "x"}
+
+
+def test_a_sink_is_known_by_its_options_and_not_by_its_place_in_the_file(tmp_path: Path) -> None:
+    folder, first, second = RunFolder(tmp_path), list[str](), list[str]()
+    ended(folder, {"book": Book(first, closes=False)}, {"book": "first"})
+    got = len(first)
+    ended(folder, {"book": Book(second), "book-2": Book(first)}, {"book": "second", "book-2": "first"}, feed=True)
+    assert fed_sinks(folder.events) == {"book": "second", "book-2": "first"}
+    assert first.count("metrics") == 1 < got
+    assert second.count("metrics") == 1
+    assert not [e for e in events_of(tmp_path) if "options" in e.get("message", "")]
+
+
+def test_what_a_sink_has_to_say_to_each_event_comes_to_an_end(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    ended(folder, {"book": Book([], says=True)}, {"book": "x"})
+    said = [e["message"] for e in events_of(tmp_path) if e["event"] == "log"]
+    assert said[0] == "The sink 'book': that was event 1"
+    assert 1 < len(said) <= 20
+
+
 def kill(log: EventLog, sinks: dict[str, Ledger]) -> None:
     """End a process as ``kill -9`` does, as far as that is possible within one."""
     for runner in log._runners.values():

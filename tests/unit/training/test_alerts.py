@@ -136,6 +136,11 @@ def test_a_rate_warns_when_it_rises_and_names_the_worst_layer() -> None:
         'give that operand a format with more exponent bits, or a scale that follows it (scaling = "current").'
     )
     assert watch.check_rates(high) == []
+    for mean in (0.0095, 0.02, 0.01, 0.02):
+        assert watch.check_rates(rates("overflow_rate", mean, a=mean)) == [], (
+            "it hovers about its threshold: one episode"
+        )
+    assert watch.check_rates(rates("overflow_rate", 0.009, a=0.009)) == []
     assert watch.check_rates(rates("overflow_rate", 0.01, a=0.01)) == [], "the threshold itself is not beyond it"
     assert len(watch.check_rates(high)) == 1
 
