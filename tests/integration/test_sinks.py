@@ -162,6 +162,9 @@ def test_a_sink_named_after_the_end_gets_everything_from_the_log_alone(
     file = make_experiment(f'{run}[[sink]]\nkind = "csv"\n')
     status, said = altgrad_here("run", file)
     assert status == 0, said
+    assert "complete sinks: csv" in said
+    assert "ERROR" not in said
+    assert "without a word" not in said
     after = altgrad.load_run(folder)
     assert (after.status, after.stretches, after.wall_time_s) == ("done", 1, before.wall_time_s)
     assert (folder / "env.json").read_bytes() == environment
