@@ -163,13 +163,30 @@ def test_what_is_not_done_or_not_a_number_is_not_within(tmp_path: Path) -> None:
     ]
     assert beyond(compare([base, *made]), 1000.0) == [
         "stopped is not within 1000 %: stopped is stopped, at step 1 of 2.",
-        "lost is not within 1000 %: validation loss NaN against 2.0000 of bf16 at step 2, which cannot be compared.",
+        "lost is not within 1000 %: its validation loss at its end, step 2, is NaN.",
         "elsewhere is not within 1000 %: it has no loss at a step at which bf16 has one of the same kind.",
         "pending is not within 1000 %: pending is pending, before its first step.",
     ]
     broken = run(tmp_path / "x", "bf16", 1, {1: 3.0}, end="failed", baseline=True)
     good = run(tmp_path / "x", "good", 1, {1: 3.0}, recipe=recipe("e5m2"))
     assert beyond(compare([broken, good]), 1.0) == ["good is not within 1 %: bf16 is failed, at step 1 of 2."]
+
+
+def test_only_the_ends_are_within(tmp_path: Path) -> None:
+    base = run(tmp_path, "bf16", 1, {150: 2.5, 300: 2.0}, baseline=True)
+    made = [
+        run(tmp_path, "lost", 1, {150: 2.5, 290: "NaN"}, recipe=recipe("e5m2")),
+        run(tmp_path, "short", 1, {150: 2.5}, recipe=recipe("e4m3fn")),
+        run(tmp_path, "long", 1, {150: 2.5, 300: 2.0, 400: 1.9}, recipe=recipe("e3m4")),
+    ]
+    assert beyond(compare([base, *made]), 1.0) == [
+        "lost is not within 1 %: its validation loss at its end, step 290, is NaN.",
+        "short is not within 1 %: it ends at step 150 and bf16 at step 300, so their ends cannot be compared.",
+        "long is not within 1 %: it ends at step 400 and bf16 at step 300, so their ends cannot be compared.",
+    ]
+    nan = run(tmp_path / "x", "bf16", 1, {150: 2.5, 300: "NaN"}, baseline=True)
+    good = run(tmp_path / "x", "good", 1, {150: 2.5, 300: 2.0}, recipe=recipe("e5m2"))
+    assert "which cannot be compared" in beyond(compare([nan, good]), 1.0)[0]
 
 
 def test_nothing_to_compare_is_no_yes(tmp_path: Path, six: list[Run]) -> None:
@@ -180,7 +197,7 @@ def test_nothing_to_compare_is_no_yes(tmp_path: Path, six: list[Run]) -> None:
 
 
 def test_limits() -> None:
-    assert [parse_limit(text) for text in ("10%", " 0.5 % ", "3", ".5%", "1e-3%")] == [10.0, 0.5, 3.0, 0.5, 0.001]
-    for wrong in ("", "%", "-1%", "ten", "nan", "inf%", "10%%", "1,5%"):
-        with pytest.raises(AltgradError, match="takes a percentage such as 10%"):
+    assert [parse_limit(text) for text in ("10%", " 0.5 % ", ".5%", "1e-3%")] == [10.0, 0.5, 0.5, 0.001]
+    for wrong in ("", "%", "-1%", "ten", "nan", "inf%", "10%%", "1,5%", "3", "0.01"):
+        with pytest.raises(AltgradError, match=r"a percentage with its sign, such as 1% .* 2\.02 where the baseline's is 2\.00"):
             parse_limit(wrong)
