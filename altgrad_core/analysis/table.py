@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from altgrad_core.analysis.seeds import spread
+from altgrad_core.analysis.seeds import Group, spread
 
 if TYPE_CHECKING:
     from altgrad_core.analysis.compare import Comparison
@@ -180,21 +180,34 @@ def seeds_table(comparison: Comparison) -> Table:
         made.add_column(header, justify="right" if header in headers[1:5] else "left", overflow="fold")
     for group in comparison.groups:
         planned, finite = len(group.runs), group.finite
-        train = " train" if group.loss_kind == "training" else ""
-        difference = (
-            None if group.difference_percent is None else spread(group.difference_percent, group.difference_sd, 2)
-        )
         reached = spread(group.steps_to_target_mean, group.steps_to_target_sd, 0)
         cells = (
             f"{group.name} *" if group.baseline else group.name,
             str(planned) if finite == planned else f"{finite}/{planned}",
-            spread(group.loss_mean, group.loss_sd, 4) + train,
-            MISSING if difference is None else f"{difference} %" if difference[0] == "-" else f"+{difference} %",
+            _group_loss(group),
+            _group_difference(group),
             reached if group.reached in (0, planned) else f"{reached} ({group.reached} of {planned})",
             ", ".join(map(str, group.seeds)),
         )
         made.add_row(*map(Text, cells), style="bold" if group.baseline else "")
     return made
+
+
+def _group_loss(group: Group) -> str:
+    if group.loss_mean is None:
+        return MISSING
+    train = " train" if group.loss_kind == "training" else ""
+    early = f" at step {group.loss_step}" if group.loss_step != group.planned_steps else ""
+    return f"{spread(group.loss_mean, group.loss_sd, 4)}{train}{early}"
+
+
+def _group_difference(group: Group) -> str:
+    if group.difference_percent is None:
+        return MISSING
+    text = f"{spread(group.difference_percent, group.difference_sd, 2)} %"
+    text = text if text.startswith("-") else f"+{text}"
+    early = f" at step {group.compared_step}" if group.compared_step != group.loss_step else ""
+    return text + early + (f" ({group.compared} of {len(group.runs)})" if group.compared != group.finite else "")
 
 
 @attrs.frozen
