@@ -2,7 +2,8 @@
 
 A rate of a run is the mean over its logged steps of the mean over layers. What was not measured is None and is shown
 as ``-``, never as 0. The distance is taken at the last step at which **both** runs have a loss, so that an unfinished
-run is not compared with one that trained longer, and never at step 0, where nothing is trained.
+run is not compared with one that trained longer, and never at the step a run began with, 0 or that of its fork, where
+nothing of it is trained.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class Row:
     """Why, in the words of the run; may be empty."""
     steps: int | None
     """Last step with a training loss."""
+    first_step: int
+    """Step with which it began: 0, or that of its fork."""
     planned_steps: int | None
     """Steps the configuration asks for."""
     loss_kind: LossKind | None
@@ -54,7 +57,7 @@ class Row:
     final_step: int | None
     """That step; earlier than ``steps`` for a run that ended between two evaluations."""
     best_loss: float | None
-    """Smallest finite loss; for ``training`` the smallest mean of 10 losses in a row."""
+    """Smallest finite loss after ``first_step``; for ``training`` the smallest mean of 10 losses in a row."""
     compared_step: int | None
     """Step at which this run and the one it is compared with are compared."""
     compared_at_end: bool
@@ -106,9 +109,8 @@ def make_row(
     at_end = False
     if base is not None:
         base_kind, base_steps, base_losses = judged_losses(base)
-        common = sorted({*steps} & {*base_steps} - {0}) if kind == base_kind else []
-        if common:
-            compared_step = common[-1]
+        compared_step = _last_common_step(run, base)
+        if compared_step is not None:
             at_end = compared_step == steps[-1] == base_steps[-1]
             compared_loss = losses[steps.index(compared_step)]
             baseline_loss = base_losses[base_steps.index(compared_step)]
@@ -116,9 +118,8 @@ def make_row(
                 difference = 100 * (compared_loss / baseline_loss - 1)
         if run.tokens_per_s is not None and base.tokens_per_s:
             speed_ratio = run.tokens_per_s / base.tokens_per_s
-    reached = (
-        step for step, loss in zip(steps, losses, strict=True) if step > 0 and target is not None and loss <= target
-    )
+    trained = trained_losses(run)
+    reached = (step for step, loss in trained.items() if target is not None and loss <= target)
     alert = run.alerts[0] if run.alerts else None
     return Row(
         name=name,
@@ -130,11 +131,12 @@ def make_row(
         status=run.status,
         reason=run.reason,
         steps=run.last_step,
+        first_step=run.first_step,
         planned_steps=run.planned_steps,
         loss_kind=kind,
         final_loss=losses[-1] if losses else None,
         final_step=steps[-1] if steps else None,
-        best_loss=min((loss for loss in losses if math.isfinite(loss)), default=None),
+        best_loss=min((loss for loss in trained.values() if math.isfinite(loss)), default=None),
         compared_step=compared_step,
         compared_at_end=at_end,
         compared_loss=compared_loss,
@@ -172,6 +174,19 @@ def judged_losses(run: Run) -> tuple[LossKind | None, list[int], list[float]]:
     return "training", steps[width - 1 :], means
 
 
+def trained_losses(run: Run) -> dict[int, float]:
+    """Return step -> loss of what ``judged_losses`` gives, less what the run began with."""
+    _, steps, losses = judged_losses(run)
+    return {step: loss for step, loss in zip(steps, losses, strict=True) if step > run.first_step}
+
+
+def _last_common_step(run: Run, base: Run) -> int | None:
+    """Return the last step at which both have a loss of one kind that their training had a part in."""
+    if judged_losses(run)[0] != judged_losses(base)[0]:
+        return None
+    return max(trained_losses(run).keys() & trained_losses(base).keys(), default=None)
+
+
 def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return a configuration with nested keys joined by dots."""
     found: dict[str, Any] = {}
@@ -197,13 +212,15 @@ def _mean(run: Run, metric: str, factor: float = 1) -> float | None:
 
 
 def _nan_steps(run: Run) -> int | None:
-    counted = run.metrics("train/skipped_updates")[1]
-    if counted:  # knows of the steps between logged ones, too
-        return int(counted[-1])
     watched = ("train/loss", "train/grad_norm")
-    logged = [[values[name] for name in watched if name in values] for values in run.values.values()]
-    logged = [values for values in logged if values]
-    return sum(not _finite(values) for values in logged) if logged else None
+    logged = {step: [values[name] for name in watched if name in values] for step, values in run.values.items()}
+    lost = {step: not _finite(values) for step, values in logged.items() if values and step > run.first_step}
+    steps, counted = run.metrics("train/skipped_updates")
+    if not counted:
+        return sum(lost.values()) if lost else None
+    # The count knows of the steps between logged ones, too. That of a fork may go on from the run it branched off.
+    before = counted[0] - lost.get(steps[0], False) if run.first_step else 0
+    return int(counted[-1] - before)
 
 
 def _differences(config: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import attrs
 
-from altgrad_core.analysis.rows import LossKind, Row, judged_losses
+from altgrad_core.analysis.rows import LossKind, Row, judged_losses, trained_losses
 from altgrad_core.analysis.runs import Run
 
 # What decides nothing of what is trained, and the seed.
@@ -160,18 +160,16 @@ def _group(runs: Sequence[Run], rows: Sequence[Row], base: str | None) -> Group:
 
 def _last_losses(runs: Sequence[Run]) -> tuple[LossKind | None, int | None, list[float]]:
     """Return the kind of the runs' losses, the step at which they are averaged, and those there that are finite."""
-    judged = [(run, *judged_losses(run)) for run in runs]
-    having = [its for its in judged if its[2]]
-    kinds = {kind for _, kind, _, _ in having}
+    kinds = {kind for run in runs if (kind := judged_losses(run)[0]) is not None}
     if len(kinds) != 1:
         return None, None, []
-    tables = [(run, dict(zip(steps, losses, strict=True))) for run, _, steps, losses in having]
-    done = [table for run, table in tables if run.status == "done"] or [table for _, table in tables]
-    common = set.intersection(*map(set, done)) - {0}
-    if not common:
-        return kinds.pop(), None, []
-    step = max(common)
-    return kinds.pop(), step, [table[step] for _, table in tables if math.isfinite(table.get(step, math.nan))]
+    (kind,) = kinds
+    having = [(run, losses) for run in runs if (losses := trained_losses(run))]
+    tables = [losses for run, losses in having if run.status == "done"] or [losses for _, losses in having]
+    step = max(set.intersection(*map(set, tables)), default=None) if tables else None
+    if step is None:
+        return kind, None, []
+    return kind, step, [losses[step] for _, losses in having if math.isfinite(losses.get(step, math.nan))]
 
 
 def _comparable(rows: Sequence[Row], base: str | None) -> list[Row]:

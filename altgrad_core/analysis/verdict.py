@@ -59,8 +59,8 @@ def _loss(row: Row, baseline: str | None) -> str:
         return ""
     kind = "validation loss" if row.loss_kind == "validation" else "mean of the last training losses"
     final = f"{kind} of {_number(row.final_loss)}"
-    if row.final_step == 0:
-        return f"Its only {final} is from step 0, before it was trained."
+    if row.final_step is not None and row.final_step <= row.first_step:
+        return f"Its only {final} is from step {row.final_step}, before it was trained."
     if row.final_step != row.steps:
         final += f" at step {row.final_step}"
     best = ""
