@@ -187,12 +187,12 @@ def _last_common_step(run: Run, base: Run) -> int | None:
     return max(trained_losses(run).keys() & trained_losses(base).keys(), default=None)
 
 
-def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a configuration with nested keys joined by dots."""
+def dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested tables as one, their keys joined by dots: ``train.steps``."""
     found: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, Mapping):
-            found.update(flat(value, f"{prefix}{key}."))
+            found.update(dotted(value, f"{prefix}{key}."))
         else:
             found[f"{prefix}{key}"] = value
     return found
@@ -224,6 +224,6 @@ def _nan_steps(run: Run) -> int | None:
 
 
 def _differences(config: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[str, ...]:
-    ours, theirs = flat(config), flat(base)
+    ours, theirs = dotted(config), dotted(base)
     keys = [key for key in dict.fromkeys([*theirs, *ours]) if key.split(".")[0] not in _FREE]
     return tuple(key for key in keys if ours.get(key) != theirs.get(key))
