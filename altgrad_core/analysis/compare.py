@@ -41,6 +41,8 @@ class Comparison:
     """Loss of which ``steps_to_target`` speaks, in nats a token; None without a baseline that has a loss."""
     notes: tuple[str, ...]
     """What a reader must know to read the rows right."""
+    target_note: str | None
+    """The one of the notes that says what ``steps_to_target`` counts to."""
 
     @property
     def verdicts(self) -> tuple[str, ...]:
@@ -82,12 +84,14 @@ def compare(runs: Sequence[Run], baseline: Run | str | None = None, *, loss_targ
     by_name = {row.name: row for row in plain}
     rows = tuple(attrs.evolve(row, verdict=verdict(row, by_name.get(row.compared_with or ""))) for row in plain)
     groups = make_groups(runs, rows)
+    target_note = _target_note(rows, target, given=loss_target is not None)
     return Comparison(
         rows=rows,
         groups=groups,
         baseline=next((row for row in rows if row.baseline), None),
         loss_target=target,
-        notes=tuple(_notes(runs, rows, groups, target, chosen=baseline is not None, given=loss_target is not None)),
+        notes=tuple(_notes(runs, rows, groups, chosen=baseline is not None, target_note=target_note)),
+        target_note=target_note,
     )
 
 
@@ -138,10 +142,9 @@ def _notes(
     runs: Sequence[Run],
     rows: Sequence[Row],
     groups: Sequence[Group],
-    target: float | None,
     *,
     chosen: bool,
-    given: bool,
+    target_note: str | None,
 ) -> list[str]:
     notes = []
     base = next((row for row in rows if row.baseline), None)
@@ -171,14 +174,20 @@ def _notes(
             else f"Each of {', '.join(single)} is"
         )
         notes.append(f"{which} a single training: repeat with other seeds before trusting a small difference.")
-    if any(row.steps_to_target is not None for row in rows) and target is not None:
-        if given or base is None:
-            why = "as asked for"
-        else:
-            which = "final loss" if base.status == "done" else f"loss at step {base.final_step}"
-            why = f"{TARGET_PERCENT:g} % above the {which} of {base.name}"
-        notes.append(f"'to target' is the first step with a loss of at most {target:.4f}, {why}.")
+    notes += [] if target_note is None else [target_note]
     return notes + [f"{run.name} is a fork of {run.fork}." for run in runs if run.fork]
+
+
+def _target_note(rows: Sequence[Row], target: float | None, *, given: bool) -> str | None:
+    if target is None or all(row.steps_to_target is None for row in rows):
+        return None
+    base = next((row for row in rows if row.baseline), None)
+    if given or base is None:
+        why = "as asked for"
+    else:
+        which = "final loss" if base.status == "done" else f"loss at step {base.final_step}"
+        why = f"{TARGET_PERCENT:g} % above the {which} of {base.name}"
+    return f"'to target' is the first step with a loss of at most {target:.4f}, {why}."
 
 
 def _plain_fields(item: Row | Group) -> dict[str, Any]:

@@ -9,6 +9,7 @@ nothing of it is trained.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -22,6 +23,15 @@ LossKind = Literal["validation", "training"]
 # What may differ between two runs of which the number format is the question. `alerts` decides when a run stops,
 # which its status shows.
 _FREE = ("experiment", "name", "baseline", "recipe", "checkpoint", "probes", "alerts", "sink", "launcher", "fork")
+
+# Field of a row -> metric: what is measured of gradients, casts and weights.
+_EVIDENCE = {
+    "grad_cos_sim": "grad_cos_sim",
+    "grad_snr_db": "shadow_grad_snr_db",
+    "overflow_percent": "overflow_rate",
+    "underflow_percent": "underflow_rate",
+    "bit_stall_percent": "bit_stall_rate",
+}
 
 
 @attrs.frozen(kw_only=True)
@@ -73,13 +83,16 @@ class Row:
     grad_cos_sim: float | None
     """Mean cosine similarity between the gradients and those of the FP32 shadow, -1 to 1."""
     grad_snr_db: float | None
-    """Mean signal-to-noise ratio of the gradients against those of the FP32 shadow, in dB; infinity where they are equal."""
+    """Median signal-to-noise ratio of the gradients against those of the FP32 shadow, in dB; infinity where they are equal.
+    A mean would be infinite with one such step, and without those steps it would be that of the others."""
     overflow_percent: float | None
     """Elements beyond the format's largest value, in % of those cast."""
     underflow_percent: float | None
     """Non-zero elements that became zero, in % of those cast."""
     bit_stall_percent: float | None
     """Weights with a gradient whose value, as the GEMM reads it, a step does not change, in %."""
+    measured_once: Mapping[str, int]
+    """Those of these fields that have a finite value at one step only -> that step."""
     tokens_per_s: float | None
     """Median training speed."""
     speed_ratio: float | None
@@ -144,10 +157,11 @@ def make_row(
         difference_percent=difference,
         steps_to_target=next(reached, None),
         grad_cos_sim=_mean(run, "grad_cos_sim"),
-        grad_snr_db=_mean(run, "shadow_grad_snr_db"),
+        grad_snr_db=_median(run, "shadow_grad_snr_db"),
         overflow_percent=_mean(run, "overflow_rate", 100),
         underflow_percent=_mean(run, "underflow_rate", 100),
         bit_stall_percent=_mean(run, "bit_stall_rate", 100),
+        measured_once=_measured_once(run),
         tokens_per_s=run.tokens_per_s,
         speed_ratio=speed_ratio,
         wall_time_s=run.wall_time_s if run.stretches else None,
@@ -204,11 +218,22 @@ def _finite(values: Sequence[float]) -> bool:
 
 def _mean(run: Run, metric: str, factor: float = 1) -> float | None:
     """Return the mean of the metric's finite values; a NaN step, counted apart, would hide all the others."""
-    logged = run.metrics(metric)[1]
-    values = [value for value in logged if math.isfinite(value)]
-    if logged and all(value == math.inf for value in logged):  # the SNR of gradients that are FP32's own
-        return math.inf
+    values = [value for value in run.metrics(metric)[1] if math.isfinite(value)]
     return factor * math.fsum(values) / len(values) if values else None
+
+
+def _median(run: Run, metric: str) -> float | None:
+    values = [value for value in run.metrics(metric)[1] if not math.isnan(value)]
+    return statistics.median_high(values) if values else None  # the middle of -inf and inf would be NaN
+
+
+def _measured_once(run: Run) -> dict[str, int]:
+    found = {}
+    for field, metric in _EVIDENCE.items():
+        steps = [step for step, value in zip(*run.metrics(metric), strict=True) if math.isfinite(value)]
+        if len(steps) == 1:
+            found[field] = steps[0]
+    return found
 
 
 def _nan_steps(run: Run) -> int | None:

@@ -108,7 +108,7 @@ COLUMNS = (
     Column("diff", "distance of the loss from the baseline's", _difference),
     Column("to target", "first step with a loss at or below the target", lambda r: _with(r.steps_to_target, "{}")),
     Column("cosine", "gradient against FP32's, mean over steps and layers", lambda r: number(r.grad_cos_sim, 4)),
-    Column("SNR", "of the gradient against FP32's in dB, likewise", lambda r: f"{number(r.grad_snr_db, 1)} dB"
+    Column("SNR", "of the gradient against FP32's in dB, median over steps of the mean over layers", lambda r: f"{number(r.grad_snr_db, 1)} dB"
            if r.grad_snr_db is not None else MISSING),
     Column("overflow", "cast elements beyond the format's largest value", lambda r: percent(r.overflow_percent)),
     Column("underflow", "non-zero cast elements that became zero", lambda r: percent(r.underflow_percent)),
@@ -140,16 +140,15 @@ _DROPPED_FIRST = (
 _NAME_WIDTH = 16
 
 
-def table(comparison: Comparison, width: int | None = None, *, legend: bool = True) -> Table:
+def table(comparison: Comparison, width: int | None = None) -> Table:
     """Return the comparison as a table of at most ``width`` characters, by default the terminal's.
 
-    Columns that do not fit are left out and named below the table; long names are folded. Without ``legend`` the meaning
-    of the columns, and which were not measured, is not said below it.
+    Columns that do not fit are left out and named below the table; long names are folded.
     """
     sheet = _Sheet.of(comparison, width)
     shown, left_out = sheet.split()
     made = sheet.table(shown)
-    made.caption = _caption(comparison, sheet, shown, left_out, meanings=legend)
+    made.caption = _caption(comparison, sheet, shown, left_out)
     return made
 
 
@@ -169,7 +168,7 @@ def blocks(comparison: Comparison, width: int | None = None) -> list[Table | Tex
         made.append(sheet.table(block))
     if comparison.groups:
         made.append(seeds_table(comparison))
-    return [*made, _caption(comparison, sheet, shown, [], meanings=True)]
+    return [*made, _caption(comparison, sheet, shown, [])]
 
 
 def seeds_table(comparison: Comparison) -> Table:
@@ -271,20 +270,20 @@ def _needed_by(rows: Sequence[Row]) -> list[str]:
     return ["steps"] * unfinished + ["NaN"] * any(row.nan_steps for row in rows)
 
 
-def _caption(
-    comparison: Comparison, sheet: _Sheet, shown: Sequence[str], left_out: Sequence[str], *, meanings: bool
-) -> Text:
+def _caption(comparison: Comparison, sheet: _Sheet, shown: Sequence[str], left_out: Sequence[str]) -> Text:
     texts = {column.header: column.meaning for column in COLUMNS}
     lines = []
-    if comparison.baseline is not None and meanings:
+    if comparison.baseline is not None:
         lines.append("* the baseline.")
     explained = [header for header in ("val loss", "diff", "cosine", "SNR") if header in shown]
-    if meanings and explained:
+    if explained:
         lines.append(" ".join(f"{header}: {texts[header]}." for header in explained))
     if left_out:
         lines.append(f"Left out at this width: {', '.join(left_out)} (altgrad compare shows them).")
-    if sheet.empty and meanings:
+    if sheet.empty:
         lines.append(f"Not measured: {', '.join(sheet.empty)}.")
     if comparison.groups:
         lines.append("n: runs with a finite loss; mean ± standard deviation over them.")
-    return Text("\n".join([*lines, *comparison.notes]), style="dim")
+    target = "to target" in shown or comparison.groups  # their table has that column, too
+    notes = [note for note in comparison.notes if target or note != comparison.target_note]
+    return Text("\n".join([*lines, *notes]), style="dim")
