@@ -121,7 +121,7 @@ def make_row(
     compared_step = compared_loss = baseline_loss = difference = speed_ratio = None
     at_end = False
     if base is not None:
-        base_kind, base_steps, base_losses = judged_losses(base)
+        _, base_steps, base_losses = judged_losses(base)
         compared_step = _last_common_step(run, base)
         if compared_step is not None:
             at_end = compared_step == steps[-1] == base_steps[-1]

@@ -108,13 +108,13 @@ COLUMNS = (
     Column("diff", "distance of the loss from the baseline's", _difference),
     Column("to target", "first step with a loss at or below the target", lambda r: _with(r.steps_to_target, "{}")),
     Column("cosine", "gradient against FP32's, mean over steps and layers", lambda r: number(r.grad_cos_sim, 4)),
-    Column("SNR", "of the gradient against FP32's in dB, median over steps of the mean over layers", lambda r: f"{number(r.grad_snr_db, 1)} dB"
+    Column("SNR", "of the gradient against FP32's in dB, median over steps", lambda r: f"{number(r.grad_snr_db, 1)} dB"
            if r.grad_snr_db is not None else MISSING),
     Column("overflow", "cast elements beyond the format's largest value", lambda r: percent(r.overflow_percent)),
     Column("underflow", "non-zero cast elements that became zero", lambda r: percent(r.underflow_percent)),
     Column("bit stall", "weights that a step leaves unmoved", lambda r: percent(r.bit_stall_percent)),
     Column("tokens/s", "median training speed", lambda r: number(r.tokens_per_s, 0)),
-    Column("speed", "tokens/s over the baseline's", lambda r: _with(r.speed_ratio, "{:.2f}x")),
+    Column("speed", "tokens/s over those of the run compared with", lambda r: _with(r.speed_ratio, "{:.2f}x")),
     Column("time", "time spent training, evaluating and saving", lambda r: duration(r.wall_time_s)),
     Column("NaN", "steps with a loss or gradient that is not finite", lambda r: _with(r.nan_steps, "{}")),
     Column("alerts", "alerts raised", lambda r: str(r.alerts)),

@@ -56,7 +56,9 @@ def outcome(folder: Path, ended: Event) -> dict[str, float | str]:
         return told
     from altgrad_core.analysis.compare import compare
 
-    runs = [as_ended(run, ended) if run.folder.name == folder.name else run for run in load_experiment_runs(folder.parent)]
+    runs = [
+        as_ended(run, ended) if run.folder.name == folder.name else run for run in load_experiment_runs(folder.parent)
+    ]
     (row,) = [row for run, row in zip(runs, compare(runs).rows, strict=True) if run.folder.name == folder.name]
     if row.compared_with is not None:
         told["baseline"] = row.compared_with

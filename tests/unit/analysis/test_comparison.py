@@ -54,8 +54,8 @@ def test_numbers_by_hand(tmp_path: Path) -> None:
     extra = {
         1: {"train/tokens_per_s": 100.0, "grad_cos_sim": 0.98, "overflow_rate": 0.0, "underflow_rate": 0.4,
             "shadow_grad_snr_db": 12.5},
-        3: {"train/tokens_per_s": 600.0, "grad_cos_sim": 1.0, "overflow_rate": 0.0002, "bit_stall_rate": 0.75, "underflow_rate": 0.6,
-            "shadow_grad_snr_db": 13.5},
+        3: {"train/tokens_per_s": 600.0, "grad_cos_sim": 1.0, "overflow_rate": 0.0002, "bit_stall_rate": 0.75,
+            "underflow_rate": 0.6, "shadow_grad_snr_db": 13.5},
         2: {"shadow_grad_snr_db": 12.0, "bit_stall_rate": 0.75},
         4: {"train/tokens_per_s": 500.0, "grad_cos_sim": "NaN", "train/grad_norm": "Infinity"},
     }  # fmt: skip
@@ -172,7 +172,12 @@ def test_a_run_that_went_nan_at_once_does_not_look_well(tmp_path: Path, width: i
     losses = {step: 5.0 - step for step in (1, 2, 3, 4)}
     base = run(tmp_path, "bf16", losses, val={4: 1.0}, baseline=True, extra={1: {"grad_cos_sim": 1.0}})
     nan = run(
-        tmp_path, "e3m4", {1: 5.0, 2: "NaN"}, end="stopped", reason="2 in a row", extra={1: {"grad_cos_sim": 0.997, "bit_stall_rate": 0.25}}
+        tmp_path,
+        "e3m4",
+        {1: 5.0, 2: "NaN"},
+        end="stopped",
+        reason="2 in a row",
+        extra={1: {"grad_cos_sim": 0.997, "bit_stall_rate": 0.25}},
     )
     start = metrics(0, {"val/loss": 5.48})
     for one in (base, nan):
@@ -348,7 +353,12 @@ def test_a_fork_is_judged_by_what_it_trained(tmp_path: Path) -> None:
             file.write(json.dumps(start) + "\n")
     comparison = compare([base, *map(load_run, folders)])
     lost, worse, again = comparison.rows[1:]
-    assert (lost.compared_step, lost.difference_percent, lost.best_loss, lost.steps_to_target) == (None, None, None, None)
+    assert (lost.compared_step, lost.difference_percent, lost.best_loss, lost.steps_to_target) == (
+        None,
+        None,
+        None,
+        None,
+    )
     assert (lost.nan_steps, again.nan_steps) == (1, 2)
     assert "Its only validation loss of 2.000 is from step 2, before it was trained." in lost.verdict
     assert (worse.best_loss, worse.steps_to_target, worse.compared_step) == (3.0, None, 4)

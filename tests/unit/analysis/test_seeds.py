@@ -161,7 +161,9 @@ def test_a_difference_says_its_step_and_how_many_runs_it_is_over(tmp_path: Path)
 def test_pairs_and_other_differences_are_not_averaged_together(tmp_path: Path) -> None:
     e5m2 = recipe("e5m2")
     family = [run(tmp_path, "bf16", seed, {2: loss}, baseline=seed == 1) for seed, loss in ((1, 2.0), (2, 2.2))]
-    made = [run(tmp_path, "e5m2", seed, {2: loss}, recipe=e5m2) for seed, loss in ((1, 2.0), (2, 2.2), (3, 2.2), (4, 2.2))]
+    made = [
+        run(tmp_path, "e5m2", seed, {2: loss}, recipe=e5m2) for seed, loss in ((1, 2.0), (2, 2.2), (3, 2.2), (4, 2.2))
+    ]
     group = compare([*family, *made[:3]]).groups[1]
     assert (group.difference_percent, group.compared, group.paired) == (pytest.approx(0.0, abs=1e-9), 2, True)
     group = compare([*family, *made[1:]]).groups[1]  # one pair: what two seeds have in common is the baseline
@@ -251,5 +253,7 @@ def test_nothing_to_compare_is_no_yes(tmp_path: Path, six: list[Run]) -> None:
 def test_limits() -> None:
     assert [parse_limit(text) for text in ("10%", " 0.5 % ", ".5%", "1e-3%")] == [10.0, 0.5, 0.5, 0.001]
     for wrong in ("", "%", "-1%", "ten", "nan", "inf%", "10%%", "1,5%", "3", "0.01"):
-        with pytest.raises(AltgradError, match=r"a percentage with its sign, such as 1% .* 2\.02 where the baseline's is 2\.00"):
+        with pytest.raises(
+            AltgradError, match=r"a percentage with its sign, such as 1% .* 2\.02 where the baseline's is 2\.00"
+        ):
             parse_limit(wrong)
