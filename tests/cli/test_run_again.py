@@ -43,7 +43,7 @@ def test_the_table_has_its_legend_the_second_time_too(
         ]
         (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     train_and_report(experiment, tmp_path / "runs")
-    said = capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
     assert said.startswith("run "), "nothing was trained"
     assert "val loss: final validation loss. diff: distance of the loss from the baseline's" in said
     assert "Not measured: " in said
