@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from altgrad_core.analysis.rows import LAST_TRAINING_LOSSES, Row, judged_losses, make_row
+from altgrad_core.analysis.rows import LAST_TRAINING_LOSSES, LossKind, Row, judged_losses, make_row, trained_losses
 from altgrad_core.analysis.runs import Run, names_of
 from altgrad_core.analysis.seeds import Group, make_groups, same_but_seed
 from altgrad_core.analysis.table import blocks, seeds_table, table
@@ -41,6 +41,8 @@ class Comparison:
     """Loss of which ``steps_to_target`` speaks, in nats a token; None without a baseline that has a loss."""
     notes: tuple[str, ...]
     """What a reader must know to read the rows right."""
+    target_note: str | None
+    """The one of the notes that says what ``steps_to_target`` counts to."""
 
     @property
     def verdicts(self) -> tuple[str, ...]:
@@ -76,16 +78,20 @@ def compare(runs: Sequence[Run], baseline: Run | str | None = None, *, loss_targ
     plain = []
     for run, name, partner in zip(runs, names, partners, strict=True):
         partner_name = None if partner is None else names[runs.index(partner)]
-        plain.append(make_row(run, name, partner, partner_name, baseline=run is base, target=target))
+        # The default is a loss of the baseline's kind, and says nothing of losses of the other.
+        its = target if loss_target is not None or base is None or _kind(run) == _kind(base) else None
+        plain.append(make_row(run, name, partner, partner_name, baseline=run is base, target=its))
     by_name = {row.name: row for row in plain}
     rows = tuple(attrs.evolve(row, verdict=verdict(row, by_name.get(row.compared_with or ""))) for row in plain)
     groups = make_groups(runs, rows)
+    target_note = _target_note(rows, target, given=loss_target is not None)
     return Comparison(
         rows=rows,
         groups=groups,
         baseline=next((row for row in rows if row.baseline), None),
         loss_target=target,
-        notes=tuple(_notes(runs, rows, groups, target, chosen=baseline is not None, given=loss_target is not None)),
+        notes=tuple(_notes(runs, rows, groups, chosen=baseline is not None, target_note=target_note)),
+        target_note=target_note,
     )
 
 
@@ -112,7 +118,7 @@ def _partners(runs: Sequence[Run], base: Run | None) -> list[Run | None]:
         return [None] * len(runs)
     place = next(index for index, run in enumerate(runs) if run is base)
     family = next(places for places in same_but_seed(runs) if place in places)
-    by_seed = {runs[index].seed: runs[index] for index in family}
+    by_seed = {runs[index].seed: runs[index] for index in family if trained_losses(runs[index])}
     return [
         None if run is base else base if index in family else by_seed.get(run.seed, base)
         for index, run in enumerate(runs)
@@ -120,23 +126,25 @@ def _partners(runs: Sequence[Run], base: Run | None) -> list[Run | None]:
 
 
 def _default_target(base: Run | None) -> float | None:
-    """Return what is 1 % above the baseline's last loss; None when it has none after step 0 that is a positive number."""
+    """Return what is 1 % above the baseline's last loss; None when it has none, or no positive number."""
     if base is None:
         return None
-    _, steps, losses = judged_losses(base)
-    if not steps or steps[-1] == 0 or not math.isfinite(losses[-1]) or losses[-1] <= 0:
-        return None
-    return losses[-1] * (1 + TARGET_PERCENT / 100)
+    losses = trained_losses(base)
+    last = losses[max(losses)] if losses else math.nan
+    return last * (1 + TARGET_PERCENT / 100) if math.isfinite(last) and last > 0 else None
+
+
+def _kind(run: Run) -> LossKind | None:
+    return judged_losses(run)[0]
 
 
 def _notes(
     runs: Sequence[Run],
     rows: Sequence[Row],
     groups: Sequence[Group],
-    target: float | None,
     *,
     chosen: bool,
-    given: bool,
+    target_note: str | None,
 ) -> list[str]:
     notes = []
     base = next((row for row in rows if row.baseline), None)
@@ -166,10 +174,20 @@ def _notes(
             else f"Each of {', '.join(single)} is"
         )
         notes.append(f"{which} a single training: repeat with other seeds before trusting a small difference.")
-    if any(row.steps_to_target is not None for row in rows) and target is not None:
-        why = "as asked for" if given or base is None else f"{TARGET_PERCENT:g} % above the final loss of {base.name}"
-        notes.append(f"'to target' is the first step with a loss of at most {target:.4f}, {why}.")
+    notes += [] if target_note is None else [target_note]
     return notes + [f"{run.name} is a fork of {run.fork}." for run in runs if run.fork]
+
+
+def _target_note(rows: Sequence[Row], target: float | None, *, given: bool) -> str | None:
+    if target is None or all(row.steps_to_target is None for row in rows):
+        return None
+    base = next((row for row in rows if row.baseline), None)
+    if given or base is None:
+        why = "as asked for"
+    else:
+        which = "final loss" if base.status == "done" else f"loss at step {base.final_step}"
+        why = f"{TARGET_PERCENT:g} % above the {which} of {base.name}"
+    return f"'to target' is the first step with a loss of at most {target:.4f}, {why}."
 
 
 def _plain_fields(item: Row | Group) -> dict[str, Any]:

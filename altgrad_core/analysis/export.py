@@ -120,8 +120,8 @@ def _parquet(runs: Sequence[Run], sheet: Sheet) -> bytes:
     out = pyarrow.BufferOutputStream()
     with pyarrow.parquet.ParquetWriter(out, schema) as writer:
         for name, run in zip(names_of(runs), runs, strict=True):
-            columns = _transposed(sheet.rows(run), len(sheet.columns))
-            cells = dict(zip(schema.names, [[name] * len(columns[0]), *columns], strict=True))
+            columns = _transposed(([name, *row] for row in sheet.rows(run)), len(schema.names))
+            cells = dict(zip(schema.names, columns, strict=True))
             writer.write_table(pyarrow.table(cells, schema=schema))
     made: bytes = out.getvalue().to_pybytes()
     return made
@@ -131,5 +131,6 @@ def _transposed(rows: Iterable[Sequence[Cell]], width: int) -> list[list[Any]]:
     columns: list[list[Any]] = [[] for _ in range(width)]
     for row in rows:
         for column, cell in zip(columns, row, strict=True):
-            column.append(cell)
+            # Half a surrogate pair, which JSON lets through, is no UTF-8; CSV has it likewise.
+            column.append(cell.encode(errors="backslashreplace").decode() if isinstance(cell, str) else cell)
     return columns

@@ -2,12 +2,14 @@
 
 A rate of a run is the mean over its logged steps of the mean over layers. What was not measured is None and is shown
 as ``-``, never as 0. The distance is taken at the last step at which **both** runs have a loss, so that an unfinished
-run is not compared with one that trained longer, and never at step 0, where nothing is trained.
+run is not compared with one that trained longer, and never at the step a run began with, 0 or that of its fork, where
+nothing of it is trained.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -21,6 +23,15 @@ LossKind = Literal["validation", "training"]
 # What may differ between two runs of which the number format is the question. `alerts` decides when a run stops,
 # which its status shows.
 _FREE = ("experiment", "name", "baseline", "recipe", "checkpoint", "probes", "alerts", "sink", "launcher", "fork")
+
+# Field of a row -> metric: what is measured of gradients, casts and weights.
+_EVIDENCE = {
+    "grad_cos_sim": "grad_cos_sim",
+    "grad_snr_db": "shadow_grad_snr_db",
+    "overflow_percent": "overflow_rate",
+    "underflow_percent": "underflow_rate",
+    "bit_stall_percent": "bit_stall_rate",
+}
 
 
 @attrs.frozen(kw_only=True)
@@ -45,6 +56,8 @@ class Row:
     """Why, in the words of the run; may be empty."""
     steps: int | None
     """Last step with a training loss."""
+    first_step: int
+    """Step with which it began: 0, or that of its fork."""
     planned_steps: int | None
     """Steps the configuration asks for."""
     loss_kind: LossKind | None
@@ -54,7 +67,7 @@ class Row:
     final_step: int | None
     """That step; earlier than ``steps`` for a run that ended between two evaluations."""
     best_loss: float | None
-    """Smallest finite loss; for ``training`` the smallest mean of 10 losses in a row."""
+    """Smallest finite loss after ``first_step``; for ``training`` the smallest mean of 10 losses in a row."""
     compared_step: int | None
     """Step at which this run and the one it is compared with are compared."""
     compared_at_end: bool
@@ -70,13 +83,16 @@ class Row:
     grad_cos_sim: float | None
     """Mean cosine similarity between the gradients and those of the FP32 shadow, -1 to 1."""
     grad_snr_db: float | None
-    """Mean signal-to-noise ratio of the gradients against those of the FP32 shadow, in dB; infinity where they are equal."""
+    """Median signal-to-noise ratio of the gradients against those of the FP32 shadow, in dB; infinity where they are equal.
+    A mean would be infinite with one such step, and without those steps it would be that of the others."""
     overflow_percent: float | None
     """Elements beyond the format's largest value, in % of those cast."""
     underflow_percent: float | None
     """Non-zero elements that became zero, in % of those cast."""
     bit_stall_percent: float | None
     """Weights with a gradient whose value, as the GEMM reads it, a step does not change, in %."""
+    measured_once: Mapping[str, int]
+    """Those of these fields that have a finite value at one step only -> that step."""
     tokens_per_s: float | None
     """Median training speed."""
     speed_ratio: float | None
@@ -105,10 +121,9 @@ def make_row(
     compared_step = compared_loss = baseline_loss = difference = speed_ratio = None
     at_end = False
     if base is not None:
-        base_kind, base_steps, base_losses = judged_losses(base)
-        common = sorted({*steps} & {*base_steps} - {0}) if kind == base_kind else []
-        if common:
-            compared_step = common[-1]
+        _, base_steps, base_losses = judged_losses(base)
+        compared_step = _last_common_step(run, base)
+        if compared_step is not None:
             at_end = compared_step == steps[-1] == base_steps[-1]
             compared_loss = losses[steps.index(compared_step)]
             baseline_loss = base_losses[base_steps.index(compared_step)]
@@ -116,9 +131,8 @@ def make_row(
                 difference = 100 * (compared_loss / baseline_loss - 1)
         if run.tokens_per_s is not None and base.tokens_per_s:
             speed_ratio = run.tokens_per_s / base.tokens_per_s
-    reached = (
-        step for step, loss in zip(steps, losses, strict=True) if step > 0 and target is not None and loss <= target
-    )
+    trained = trained_losses(run)
+    reached = (step for step, loss in trained.items() if target is not None and loss <= target)
     alert = run.alerts[0] if run.alerts else None
     return Row(
         name=name,
@@ -130,11 +144,12 @@ def make_row(
         status=run.status,
         reason=run.reason,
         steps=run.last_step,
+        first_step=run.first_step,
         planned_steps=run.planned_steps,
         loss_kind=kind,
         final_loss=losses[-1] if losses else None,
         final_step=steps[-1] if steps else None,
-        best_loss=min((loss for loss in losses if math.isfinite(loss)), default=None),
+        best_loss=min((loss for loss in trained.values() if math.isfinite(loss)), default=None),
         compared_step=compared_step,
         compared_at_end=at_end,
         compared_loss=compared_loss,
@@ -142,10 +157,11 @@ def make_row(
         difference_percent=difference,
         steps_to_target=next(reached, None),
         grad_cos_sim=_mean(run, "grad_cos_sim"),
-        grad_snr_db=_mean(run, "shadow_grad_snr_db"),
+        grad_snr_db=_median(run, "shadow_grad_snr_db"),
         overflow_percent=_mean(run, "overflow_rate", 100),
         underflow_percent=_mean(run, "underflow_rate", 100),
         bit_stall_percent=_mean(run, "bit_stall_rate", 100),
+        measured_once=_measured_once(run),
         tokens_per_s=run.tokens_per_s,
         speed_ratio=speed_ratio,
         wall_time_s=run.wall_time_s if run.stretches else None,
@@ -172,12 +188,25 @@ def judged_losses(run: Run) -> tuple[LossKind | None, list[int], list[float]]:
     return "training", steps[width - 1 :], means
 
 
-def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a configuration with nested keys joined by dots."""
+def trained_losses(run: Run) -> dict[int, float]:
+    """Return step -> loss of what ``judged_losses`` gives, less what the run began with."""
+    _, steps, losses = judged_losses(run)
+    return {step: loss for step, loss in zip(steps, losses, strict=True) if step > run.first_step}
+
+
+def _last_common_step(run: Run, base: Run) -> int | None:
+    """Return the last step at which both have a loss of one kind that their training had a part in."""
+    if judged_losses(run)[0] != judged_losses(base)[0]:
+        return None
+    return max(trained_losses(run).keys() & trained_losses(base).keys(), default=None)
+
+
+def dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested tables as one, their keys joined by dots: ``train.steps``."""
     found: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, Mapping):
-            found.update(flat(value, f"{prefix}{key}."))
+            found.update(dotted(value, f"{prefix}{key}."))
         else:
             found[f"{prefix}{key}"] = value
     return found
@@ -189,24 +218,37 @@ def _finite(values: Sequence[float]) -> bool:
 
 def _mean(run: Run, metric: str, factor: float = 1) -> float | None:
     """Return the mean of the metric's finite values; a NaN step, counted apart, would hide all the others."""
-    logged = run.metrics(metric)[1]
-    values = [value for value in logged if math.isfinite(value)]
-    if logged and all(value == math.inf for value in logged):  # the SNR of gradients that are FP32's own
-        return math.inf
+    values = [value for value in run.metrics(metric)[1] if math.isfinite(value)]
     return factor * math.fsum(values) / len(values) if values else None
 
 
+def _median(run: Run, metric: str) -> float | None:
+    values = [value for value in run.metrics(metric)[1] if not math.isnan(value)]
+    return statistics.median_high(values) if values else None  # the middle of -inf and inf would be NaN
+
+
+def _measured_once(run: Run) -> dict[str, int]:
+    found = {}
+    for field, metric in _EVIDENCE.items():
+        steps = [step for step, value in zip(*run.metrics(metric), strict=True) if math.isfinite(value)]
+        if len(steps) == 1:
+            found[field] = steps[0]
+    return found
+
+
 def _nan_steps(run: Run) -> int | None:
-    counted = run.metrics("train/skipped_updates")[1]
-    if counted:  # knows of the steps between logged ones, too
-        return int(counted[-1])
     watched = ("train/loss", "train/grad_norm")
-    logged = [[values[name] for name in watched if name in values] for values in run.values.values()]
-    logged = [values for values in logged if values]
-    return sum(not _finite(values) for values in logged) if logged else None
+    logged = {step: [values[name] for name in watched if name in values] for step, values in run.values.items()}
+    lost = {step: not _finite(values) for step, values in logged.items() if values and step > run.first_step}
+    steps, counted = run.metrics("train/skipped_updates")
+    if not counted:
+        return sum(lost.values()) if lost else None
+    # The count knows of the steps between logged ones, too. That of a fork may go on from the run it branched off.
+    before = counted[0] - lost.get(steps[0], False) if run.first_step else 0
+    return int(counted[-1] - before)
 
 
 def _differences(config: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[str, ...]:
-    ours, theirs = flat(config), flat(base)
+    ours, theirs = dotted(config), dotted(base)
     keys = [key for key in dict.fromkeys([*theirs, *ours]) if key.split(".")[0] not in _FREE]
     return tuple(key for key in keys if ours.get(key) != theirs.get(key))

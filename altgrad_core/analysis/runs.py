@@ -88,6 +88,12 @@ class Run:
         return f"{fork['run']} after step {fork['step']}" if fork else None
 
     @property
+    def first_step(self) -> int:
+        """Step with which it began: that of its fork, else 0. What was measured there is not of this run's training."""
+        fork = self.config.get("fork")
+        return int(fork["step"]) if fork else 0
+
+    @property
     def planned_steps(self) -> int | None:
         """Optimizer steps that the configuration asks for."""
         steps = self.config.get("train", {}).get("steps")
@@ -190,16 +196,16 @@ def load_experiment_runs(folder: str | Path) -> list[Run]:
 def names_of(runs: Sequence[Run]) -> list[str]:
     """Return names that tell the runs apart: with the experiment in front, then the folder, as far as needed.
 
-    Raises ``AltgradError`` when a run is there twice.
+    Raises ``AltgradError`` when a run is there twice, be it by two spellings of its folder.
     """
+    folders = [run.folder.resolve() for run in runs]
+    twice = next((folder for folder in folders if folders.count(folder) > 1), None)
+    if twice is not None:
+        raise AltgradError(f"Expected different runs, got {twice} more than once.")
     for names in ([run.name for run in runs], [f"{run.experiment}/{run.name}" for run in runs]):
         if len(set(names)) == len(names):
             return names
-    names = [str(run.folder) for run in runs]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise AltgradError(f"Expected different runs, got {twice} more than once.")
-    return names
+    return [str(run.folder) for run in runs]
 
 
 def find_runs(folder: str | Path) -> list[Run]:

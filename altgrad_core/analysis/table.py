@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from altgrad_core.analysis.seeds import spread
+from altgrad_core.analysis.seeds import Group, spread
 
 if TYPE_CHECKING:
     from altgrad_core.analysis.compare import Comparison
@@ -108,13 +108,13 @@ COLUMNS = (
     Column("diff", "distance of the loss from the baseline's", _difference),
     Column("to target", "first step with a loss at or below the target", lambda r: _with(r.steps_to_target, "{}")),
     Column("cosine", "gradient against FP32's, mean over steps and layers", lambda r: number(r.grad_cos_sim, 4)),
-    Column("SNR", "of the gradient against FP32's in dB, likewise", lambda r: f"{number(r.grad_snr_db, 1)} dB"
+    Column("SNR", "of the gradient against FP32's in dB, median over steps", lambda r: f"{number(r.grad_snr_db, 1)} dB"
            if r.grad_snr_db is not None else MISSING),
     Column("overflow", "cast elements beyond the format's largest value", lambda r: percent(r.overflow_percent)),
     Column("underflow", "non-zero cast elements that became zero", lambda r: percent(r.underflow_percent)),
     Column("bit stall", "weights that a step leaves unmoved", lambda r: percent(r.bit_stall_percent)),
     Column("tokens/s", "median training speed", lambda r: number(r.tokens_per_s, 0)),
-    Column("speed", "tokens/s over the baseline's", lambda r: _with(r.speed_ratio, "{:.2f}x")),
+    Column("speed", "tokens/s over those of the run compared with", lambda r: _with(r.speed_ratio, "{:.2f}x")),
     Column("time", "time spent training, evaluating and saving", lambda r: duration(r.wall_time_s)),
     Column("NaN", "steps with a loss or gradient that is not finite", lambda r: _with(r.nan_steps, "{}")),
     Column("alerts", "alerts raised", lambda r: str(r.alerts)),
@@ -140,16 +140,15 @@ _DROPPED_FIRST = (
 _NAME_WIDTH = 16
 
 
-def table(comparison: Comparison, width: int | None = None, *, legend: bool = True) -> Table:
+def table(comparison: Comparison, width: int | None = None) -> Table:
     """Return the comparison as a table of at most ``width`` characters, by default the terminal's.
 
-    Columns that do not fit are left out and named below the table; long names are folded. Without ``legend`` the meaning
-    of the columns, and which were not measured, is not said below it.
+    Columns that do not fit are left out and named below the table; long names are folded.
     """
     sheet = _Sheet.of(comparison, width)
     shown, left_out = sheet.split()
     made = sheet.table(shown)
-    made.caption = _caption(comparison, sheet, shown, left_out, meanings=legend)
+    made.caption = _caption(comparison, sheet, shown, left_out)
     return made
 
 
@@ -169,7 +168,7 @@ def blocks(comparison: Comparison, width: int | None = None) -> list[Table | Tex
         made.append(sheet.table(block))
     if comparison.groups:
         made.append(seeds_table(comparison))
-    return [*made, _caption(comparison, sheet, shown, [], meanings=True)]
+    return [*made, _caption(comparison, sheet, shown, [])]
 
 
 def seeds_table(comparison: Comparison) -> Table:
@@ -180,21 +179,34 @@ def seeds_table(comparison: Comparison) -> Table:
         made.add_column(header, justify="right" if header in headers[1:5] else "left", overflow="fold")
     for group in comparison.groups:
         planned, finite = len(group.runs), group.finite
-        train = " train" if group.loss_kind == "training" else ""
-        difference = (
-            None if group.difference_percent is None else spread(group.difference_percent, group.difference_sd, 2)
-        )
         reached = spread(group.steps_to_target_mean, group.steps_to_target_sd, 0)
         cells = (
             f"{group.name} *" if group.baseline else group.name,
             str(planned) if finite == planned else f"{finite}/{planned}",
-            spread(group.loss_mean, group.loss_sd, 4) + train,
-            MISSING if difference is None else f"{difference} %" if difference[0] == "-" else f"+{difference} %",
+            _group_loss(group),
+            _group_difference(group),
             reached if group.reached in (0, planned) else f"{reached} ({group.reached} of {planned})",
             ", ".join(map(str, group.seeds)),
         )
         made.add_row(*map(Text, cells), style="bold" if group.baseline else "")
     return made
+
+
+def _group_loss(group: Group) -> str:
+    if group.loss_mean is None:
+        return MISSING
+    train = " train" if group.loss_kind == "training" else ""
+    early = f" at step {group.loss_step}" if group.loss_step != group.planned_steps else ""
+    return f"{spread(group.loss_mean, group.loss_sd, 4)}{train}{early}"
+
+
+def _group_difference(group: Group) -> str:
+    if group.difference_percent is None:
+        return MISSING
+    text = f"{spread(group.difference_percent, group.difference_sd, 2)} %"
+    text = text if text.startswith("-") else f"+{text}"
+    early = f" at step {group.compared_step}" if group.compared_step != group.loss_step else ""
+    return text + early + (f" ({group.compared} of {len(group.runs)})" if group.compared != group.finite else "")
 
 
 @attrs.frozen
@@ -258,20 +270,20 @@ def _needed_by(rows: Sequence[Row]) -> list[str]:
     return ["steps"] * unfinished + ["NaN"] * any(row.nan_steps for row in rows)
 
 
-def _caption(
-    comparison: Comparison, sheet: _Sheet, shown: Sequence[str], left_out: Sequence[str], *, meanings: bool
-) -> Text:
+def _caption(comparison: Comparison, sheet: _Sheet, shown: Sequence[str], left_out: Sequence[str]) -> Text:
     texts = {column.header: column.meaning for column in COLUMNS}
     lines = []
-    if comparison.baseline is not None and meanings:
+    if comparison.baseline is not None:
         lines.append("* the baseline.")
     explained = [header for header in ("val loss", "diff", "cosine", "SNR") if header in shown]
-    if meanings and explained:
+    if explained:
         lines.append(" ".join(f"{header}: {texts[header]}." for header in explained))
     if left_out:
         lines.append(f"Left out at this width: {', '.join(left_out)} (altgrad compare shows them).")
-    if sheet.empty and meanings:
+    if sheet.empty:
         lines.append(f"Not measured: {', '.join(sheet.empty)}.")
     if comparison.groups:
         lines.append("n: runs with a finite loss; mean ± standard deviation over them.")
-    return Text("\n".join([*lines, *comparison.notes]), style="dim")
+    target = "to target" in shown or comparison.groups  # their table has that column, too
+    notes = [note for note in comparison.notes if target or note != comparison.target_note]
+    return Text("\n".join([*lines, *notes]), style="dim")

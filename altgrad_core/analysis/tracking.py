@@ -10,7 +10,8 @@ from typing import Any
 import attrs
 import tomli
 
-from altgrad_core.analysis.runs import CONFIG, ENVIRONMENT, Run, load_run
+from altgrad_core.analysis.rows import dotted
+from altgrad_core.analysis.runs import CONFIG, ENVIRONMENT, Run, load_experiment_runs
 from altgrad_core.training.events import SIMULATED, Event
 
 # Of a row of the comparison, what one number or word for the whole run can be.
@@ -30,16 +31,12 @@ def settings_of(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, bool | float | str]:
+def flat(table: Mapping[str, Any]) -> dict[str, bool | float | str]:
     """Return nested tables as one, with dotted keys: ``train.steps``. An array is its text as JSON."""
-    found: dict[str, bool | float | str] = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            plain = isinstance(value, bool | int | float | str)
-            found[f"{prefix}{key}"] = value if plain else json.dumps(value, default=str)
-    return found
+    return {
+        key: value if isinstance(value, bool | int | float | str) else json.dumps(value, default=str)
+        for key, value in dotted(table).items()
+    }
 
 
 def as_ended(run: Run, ended: Event) -> Run:
@@ -50,27 +47,20 @@ def as_ended(run: Run, ended: Event) -> Run:
 def outcome(folder: Path, ended: Event) -> dict[str, float | str]:
     """Return how a run ended, in the terms of the comparison (``altgrad_core.analysis.compare.Row``).
 
-    ``ended`` is its last ``status`` event. The difference is that from the experiment's baseline, as far as that has come
-    when this is asked; without one, as in a simulation, less is known and told. Raises ``AltgradError`` for a run folder
-    that is damaged.
+    ``ended`` is its last ``status`` event. The run is compared as ``altgrad compare`` does with all runs of the experiment, as
+    far as these have come when this is asked; in a simulation less is known and told. Raises ``AltgradError`` for a run
+    folder of the experiment that is damaged.
     """
     told: dict[str, float | str] = {"status": ended["status"], "reason": ended.get("reason") or ""}
     if ended.get(SIMULATED):
         return told
     from altgrad_core.analysis.compare import compare
 
-    run = as_ended(load_run(folder), ended)
-    baseline = None if run.baseline else _baseline(folder)
-    row = compare([run] if baseline is None else [baseline, run]).rows[-1]
-    if baseline is not None:
-        told["baseline"] = baseline.name
+    runs = [
+        as_ended(run, ended) if run.folder.name == folder.name else run for run in load_experiment_runs(folder.parent)
+    ]
+    (row,) = [row for run, row in zip(runs, compare(runs).rows, strict=True) if run.folder.name == folder.name]
+    if row.compared_with is not None:
+        told["baseline"] = row.compared_with
     facts = {key: getattr(row, key) for key in _TOLD}
     return told | {key: value for key, value in facts.items() if value is not None}
-
-
-def _baseline(folder: Path) -> Run | None:
-    """Return the run beside the one in ``folder`` that its experiment marks as the baseline."""
-    for path in sorted(folder.parent.glob(f"*/{CONFIG}")):
-        if path.parent != folder and tomli.loads(path.read_text(encoding="utf-8")).get("baseline"):
-            return load_run(path.parent)
-    return None

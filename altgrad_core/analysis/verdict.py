@@ -17,6 +17,12 @@ _DIRECTIONS = (
     (0.70, "its gradients turn away from those of FP32"),
     (-1.01, "its gradients have little to do with those of FP32"),
 )
+_MEASURED = {
+    "grad_cos_sim": "gradients",
+    "overflow_percent": "overflow",
+    "underflow_percent": "underflow",
+    "bit_stall_percent": "bit stall",
+}
 _EQUAL_PERCENT = 0.05
 _KEYS = 4  # that are named of a configuration
 
@@ -59,8 +65,8 @@ def _loss(row: Row, baseline: str | None) -> str:
         return ""
     kind = "validation loss" if row.loss_kind == "validation" else "mean of the last training losses"
     final = f"{kind} of {_number(row.final_loss)}"
-    if row.final_step == 0:
-        return f"Its only {final} is from step 0, before it was trained."
+    if row.final_step is not None and row.final_step <= row.first_step:
+        return f"Its only {final} is from step {row.final_step}, before it was trained."
     if row.final_step != row.steps:
         final += f" at step {row.final_step}"
     best = ""
@@ -88,8 +94,10 @@ def _loss(row: Row, baseline: str | None) -> str:
 
 
 def _evidence(row: Row, baseline: Row | None) -> str:
+    # Of a run that did not get through, one early step is no evidence of how it fared.
+    once = row.measured_once if row.status != "done" or row.nan_steps else {}
     clauses = []
-    if row.grad_cos_sim is not None:
+    if row.grad_cos_sim is not None and "grad_cos_sim" not in once:
         words = next(text for least, text in _DIRECTIONS if row.grad_cos_sim >= least)
         where = ", where they are finite," if row.nan_steps else ""
         words = words.replace("its gradients", f"its gradients{where}")
@@ -99,15 +107,18 @@ def _evidence(row: Row, baseline: Row | None) -> str:
     rates = [
         f"{percent(value)} {what}"
         for value, what in ((row.overflow_percent, "overflow"), (row.underflow_percent, "underflow"))
-        if value is not None
+        if value is not None and f"{what}_percent" not in once
     ]
     if rates:
         clauses.append(f"{' and '.join(rates)} in its casts")
-    if row.bit_stall_percent is not None:
+    if row.bit_stall_percent is not None and "bit_stall_percent" not in once:
         against = ""
         if baseline is not None and baseline.bit_stall_percent is not None:
             against = f", {percent(baseline.bit_stall_percent)} in {baseline.name}"
         clauses.append(f"a step leaves {percent(row.bit_stall_percent)} of the weights unmoved (bit stall{against})")
+    for step in sorted(set(once.values())):
+        what = [words for field, words in _MEASURED.items() if once.get(field) == step]
+        clauses += [f"measured at step {step} only: {', '.join(what)}"] if what else []
     text = "; ".join(clauses)
     return f"{text[0].upper()}{text[1:]}." if text else ""
 

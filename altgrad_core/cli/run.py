@@ -118,7 +118,7 @@ def _conclude(
 
     width = console.width = table_width(console)
     if len(results) > 1:
-        console.print(table(comparison, width, legend=screen.trains))
+        console.print(table(comparison, width))
     if comparison.groups:
         console.print()
         console.print(seeds_table(comparison))

@@ -40,6 +40,9 @@ class ByHand:
         values = [value for value in self.metrics[name].values() if math.isfinite(value)]
         return sum(values) / len(values)
 
+    def median(self, name: str) -> float:
+        return statistics.median_high(value for value in self.metrics[name].values() if not math.isnan(value))
+
 
 def test_the_table_by_hand(make_experiment: MakeExperiment, tmp_path: Path) -> None:
     code, said = altgrad_here("run", make_experiment(RUNS))
@@ -58,7 +61,7 @@ def test_the_table_by_hand(make_experiment: MakeExperiment, tmp_path: Path) -> N
         assert row["best_loss"] == min(val.values())
         assert row["steps_to_target"] == min((step for step in val if step > 0 and val[step] <= 5.2), default=None)
         assert row["grad_cos_sim"] == pytest.approx(its.mean("grad_cos_sim"))
-        assert row["grad_snr_db"] == pytest.approx(its.mean("shadow_grad_snr_db"))
+        assert row["grad_snr_db"] == its.median("shadow_grad_snr_db")
         assert row["bit_stall_percent"] == pytest.approx(100 * its.mean("bit_stall_rate"))
         assert row["tokens_per_s"] == statistics.median(its.metrics["train/tokens_per_s"].values())
         assert row["nan_steps"] == its.last("train/skipped_updates")

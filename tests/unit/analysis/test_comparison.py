@@ -52,10 +52,11 @@ def test_numbers_by_hand(tmp_path: Path) -> None:
     losses = {1: 4.0, 2: 3.0, 3: 2.5, 4: 2.0}
     base = run(tmp_path, "bf16", losses, val={2: 3.5, 4: 2.5}, extra=base_extra, baseline=True)
     extra = {
-        1: {"train/tokens_per_s": 100.0, "grad_cos_sim": 0.98, "overflow_rate": 0.0, "underflow_rate": 0.5,
-            "shadow_grad_snr_db": 12.0},
+        1: {"train/tokens_per_s": 100.0, "grad_cos_sim": 0.98, "overflow_rate": 0.0, "underflow_rate": 0.4,
+            "shadow_grad_snr_db": 12.5},
         3: {"train/tokens_per_s": 600.0, "grad_cos_sim": 1.0, "overflow_rate": 0.0002, "bit_stall_rate": 0.75,
-            "shadow_grad_snr_db": 13.0},
+            "underflow_rate": 0.6, "shadow_grad_snr_db": 13.5},
+        2: {"shadow_grad_snr_db": 12.0, "bit_stall_rate": 0.75},
         4: {"train/tokens_per_s": 500.0, "grad_cos_sim": "NaN", "train/grad_norm": "Infinity"},
     }  # fmt: skip
     other = run(tmp_path, "e5m2", losses, val={2: 3.25, 4: 2.75}, extra=extra, recipe=recipe("e5m2"))
@@ -171,7 +172,12 @@ def test_a_run_that_went_nan_at_once_does_not_look_well(tmp_path: Path, width: i
     losses = {step: 5.0 - step for step in (1, 2, 3, 4)}
     base = run(tmp_path, "bf16", losses, val={4: 1.0}, baseline=True, extra={1: {"grad_cos_sim": 1.0}})
     nan = run(
-        tmp_path, "e3m4", {1: 5.0, 2: "NaN"}, end="stopped", reason="2 in a row", extra={1: {"grad_cos_sim": 0.997}}
+        tmp_path,
+        "e3m4",
+        {1: 5.0, 2: "NaN"},
+        end="stopped",
+        reason="2 in a row",
+        extra={1: {"grad_cos_sim": 0.997, "bit_stall_rate": 0.25}},
     )
     start = metrics(0, {"val/loss": 5.48})
     for one in (base, nan):
@@ -182,8 +188,7 @@ def test_a_run_that_went_nan_at_once_does_not_look_well(tmp_path: Path, width: i
     assert (row.final_loss, row.final_step, row.steps, row.difference_percent) == (5.48, 0, 2, None)
     assert row.verdict == (
         "e3m4 was stopped at step 2 of 4 after 1 step with NaN or infinity: 2 in a row. Its only validation loss of 5.480 "
-        "is from step 0, before it was trained. Its gradients, where they are finite, point the same way as in FP32 "
-        "(mean cosine 0.997)."
+        "is from step 0, before it was trained. Measured at step 1 only: gradients, bit stall."
     )
     text = printed(comparison, width)
     header, *lines = text.splitlines()
@@ -332,6 +337,68 @@ def test_steps_to_a_target(tmp_path: Path) -> None:
             compare([base], loss_target=wrong)
 
 
+def test_a_fork_is_judged_by_what_it_trained(tmp_path: Path) -> None:
+    """What it began with is the other run's: its loss, and the count of steps that were skipped."""
+    base = run(tmp_path, "bf16", {1: 4.0, 2: 2.0, 3: 2.5, 4: 2.2}, val={1: 4.0, 2: 2.0, 4: 2.2}, baseline=True)
+    fork = {"run": "e/bf16", "step": 2, "checkpoint": "step-000002", "state_hash": "0"}
+    extra = {3: {"train/skipped_updates": 7}, 4: {"train/skipped_updates": 8}}
+    start = metrics(2, {"val/loss": 2.0})
+    folders = [
+        run(tmp_path, "lost", {3: 9.0, 4: "NaN"}, fork=fork, end="interrupted", extra=extra).folder,
+        run(tmp_path, "worse", {3: 3.0, 4: 3.0}, val={3: 3.0, 4: 3.3}, fork=fork).folder,
+        run(tmp_path, "again", {3: "NaN", 4: 3.0}, fork=fork, seed=43, extra=extra, end="interrupted").folder,
+    ]
+    for folder in folders:
+        with (folder / "events.jsonl").open("a") as file:
+            file.write(json.dumps(start) + "\n")
+    comparison = compare([base, *map(load_run, folders)])
+    lost, worse, again = comparison.rows[1:]
+    assert (lost.compared_step, lost.difference_percent, lost.best_loss, lost.steps_to_target) == (
+        None,
+        None,
+        None,
+        None,
+    )
+    assert (lost.nan_steps, again.nan_steps) == (1, 2)
+    assert "Its only validation loss of 2.000 is from step 2, before it was trained." in lost.verdict
+    assert (worse.best_loss, worse.steps_to_target, worse.compared_step) == (3.0, None, 4)
+    assert [(group.runs, group.loss_step) for group in comparison.groups] == [(("lost", "again"), None)]
+
+
+def test_the_best_loss_is_one_of_the_training(tmp_path: Path) -> None:
+    base = run(tmp_path, "bf16", {1: 5.0, 2: 2.0}, val={2: 2.0}, baseline=True)
+    made = run(tmp_path, "worse", {0: 5.5, 1: 7.0, 2: 7.5}, val={0: 5.5, 1: 7.0, 2: 7.5})
+    row = compare([base, made]).rows[1]
+    assert (row.best_loss, row.final_loss) == (7.0, 7.5)
+    assert "5.5" not in row.verdict
+
+
+def test_the_target_is_for_losses_of_its_kind(tmp_path: Path) -> None:
+    losses = {step: 1.0 for step in range(1, 12)}
+    base = run(tmp_path, "bf16", {1: 3.0, 2: 2.0}, val={1: 3.0, 2: 2.0}, baseline=True, end="interrupted")
+    other = run(tmp_path, "e5m2", losses)
+    comparison = compare([base, other])
+    assert [row.steps_to_target for row in comparison.rows] == [2, None]
+    assert any("at most 2.0200, 1 % above the loss at step 2 of bf16." in note for note in comparison.notes)
+    assert [row.steps_to_target for row in compare([base, other], loss_target=2.5).rows] == [2, 10]
+
+
+def test_a_run_of_the_seed_that_has_no_loss_is_no_partner(tmp_path: Path) -> None:
+    base = run(tmp_path, "bf16-42", {1: 3.0}, val={1: 2.0}, baseline=True)
+    pending = load_run(write_run(tmp_path / "bf16-43", config("bf16-43", seed=43, train={"steps": 4}), None))
+    other = run(tmp_path, "e5m2-43", {1: 3.0}, val={1: 2.2}, seed=43, recipe=recipe("e5m2"))
+    row = compare([base, pending, other]).rows[2]
+    assert (row.compared_with, row.difference_percent) == ("bf16-42", pytest.approx(10.0))
+    assert "seed" in row.differs_in
+
+
+def test_one_run_by_two_spellings_is_there_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run(tmp_path, "a", {1: 3.0}).folder
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AltgradError, match=r"Expected different runs, got .*a more than once"):
+        compare([load_run(folder), load_run(Path("a"))])
+
+
 def test_the_first_alert_is_named(tmp_path: Path) -> None:
     events = [
         status("running"),
@@ -350,6 +417,29 @@ def test_gradients_that_are_fp32s_own_have_an_infinite_snr(tmp_path: Path) -> No
     assert comparison.rows[0].grad_snr_db == math.inf
     assert comparison.as_dict()["runs"][0]["grad_snr_db"] == "Infinity"
     assert "inf dB" in printed(comparison, 200)
+
+
+@pytest.mark.parametrize(
+    ("logged", "expected"),
+    [(["Infinity"] * 99 + [10.0], math.inf), ([10.0] * 99 + ["Infinity"], 10.0), (["NaN", 3.0, 4.0, 5.0], 4.0)],
+)
+def test_the_snr_is_a_median(tmp_path: Path, logged: list[Any], expected: float) -> None:
+    """A mean of the finite steps alone would tell of one step in a hundred, one of all would be infinite."""
+    extra = {step: {"shadow_grad_snr_db": value} for step, value in enumerate(logged, 1)}
+    row = compare([run(tmp_path, "a", dict.fromkeys(extra, 3.0), extra=extra)]).rows[0]
+    assert row.grad_snr_db == expected
+
+
+def test_the_target_is_explained_where_its_column_is(tmp_path: Path) -> None:
+    names = ("bf16", "e5m2")
+    for index, name in enumerate(names):
+        write_run(tmp_path / name, config(name, baseline=index == 0), training(name, seed=index))
+    comparison = compare(load_experiment_runs(tmp_path))
+    narrow, wide = (" ".join(printed(comparison, width).split()) for width in (80, 300))
+    assert "to target" in narrow.partition("Left out at this width: ")[2].partition("(")[0]
+    assert "'to target' is the first step" not in narrow
+    assert "'to target' is the first step" in wide
+    assert comparison.target_note in comparison.notes
 
 
 def test_a_sink_is_no_difference(tmp_path: Path) -> None:

@@ -100,6 +100,15 @@ def test_alerts_and_checkpoints(tmp_path: Path) -> None:
     assert (table[0]["layer"], math.isnan(table[0]["value"]), table[0]["threshold"]) == (None, True, math.inf)
 
 
+def test_half_a_surrogate_pair_is_the_same_text_in_both(tmp_path: Path) -> None:
+    alert = {"time": START, "event": "alert", "step": 1, "alert": "nan", "message": "bad \ud800"}
+    run = load_run(write_run(tmp_path / "r", config("r"), [status("running"), alert]))
+    assert read(export([run], "csv", "alerts"))[1][-1] == "bad \\ud800"
+    parquet = pytest.importorskip("pyarrow.parquet")
+    (row,) = parquet.read_table(io.BytesIO(export([run], "parquet", "alerts"))).to_pylist()
+    assert row["message"] == "bad \\ud800"
+
+
 def test_a_run_without_events_has_a_header(tmp_path: Path) -> None:
     run = load_run(write_run(tmp_path / "r", config("r"), None))
     assert export([run], "csv") == b"run,step,metric,value\n"
