@@ -37,7 +37,7 @@ class WandbSink:
         self._given = -1  # the last step of which W&B was given the row
         self._step = -1  # the step whose row may not be whole yet
         self._row: dict[str, Any] = {}
-        self._evaluating = False
+        self._evaluating: int | None = None  # the step of the evaluation that has begun and not ended
         self._ended: Event | None = None
         self._problem = ""
 
@@ -50,9 +50,8 @@ class WandbSink:
         elif event["event"] == "alert":
             self._alert(event)
         elif event["event"] == "evaluation":
-            self._evaluating = event["state"] == "begin"
+            self._evaluating = event["step"] if event["state"] == "begin" else None
         elif event["event"] == "status":
-            self._evaluating = self._evaluating and event["status"] != "running"
             self._ended = None if event["status"] == "running" else event
         problem, self._problem = self._problem, ""
         return problem
@@ -64,7 +63,7 @@ class WandbSink:
         run, folder = self._connection.run, self._connection.folder
         status = self._ended["status"] if self._ended else "failed"
         try:
-            if not self._evaluating:  # or it would be taken for whole when the run goes on
+            if self._step != self._evaluating:  # or it would be taken for whole when the run goes on
                 self._log_row()
             if self._ended is not None:
                 self._log_end(self._ended)
@@ -78,7 +77,8 @@ class WandbSink:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the W&B run, how much of it W&B was given, and the row that it was not given yet."""
-        return {"run_id": self._id, "given": self._given, "step": self._step, "row": self._row}
+        row = {"step": self._step, "row": self._row, "evaluating": self._evaluating}
+        return {"run_id": self._id, "given": self._given, **row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the W&B run; ``StateLost`` when rows that it was given are not where the others will be."""
@@ -92,6 +92,7 @@ class WandbSink:
                 has = f"up to step {self._first - 1}" if self._first else "no step"
                 raise StateLost(f"W&B has {has} of those up to {state['given']} that were given to it.")
         self._given, self._step, self._row = state["given"], state["step"], state["row"]
+        self._evaluating = state["evaluating"]
 
     def _connect(self) -> None:
         options, settings = self._options, settings_of(self._run_folder)

@@ -162,6 +162,27 @@ def test_an_evaluation_that_failed_leaves_no_half_row(tmp_path: Path) -> None:
     assert [row["_step"] for row in rows(offline_file(run))] == list(range(8))
 
 
+def test_a_row_whose_evaluation_was_cut_waits_for_it(tmp_path: Path, start_server: Callable[[], Server]) -> None:
+    """Interrupted in an evaluation, then failed before it came again, then whole: W&B takes no second row of a step."""
+    server, run = start_server(), make_run(tmp_path)
+    events = list(training(range(9)))
+    sink = WandbSink(ONLINE, run)
+    feed(sink, events[:-2])  # the evaluation of step 8 has begun
+    state = json.loads(json.dumps(sink.state_dict()))
+    end(sink, run, "interrupted")
+    sink = WandbSink(ONLINE, run)
+    sink.load_state_dict(state)
+    feed(sink, [status("running", 8)])
+    end(sink, run, "failed")
+    sink = WandbSink(ONLINE, run)
+    sink.load_state_dict(state)
+    feed(sink, [status("running", 8), *events[-3:]])
+    end(sink, run)
+    found = server.history(state["run_id"])
+    assert [row["_step"] for row in found] == list(range(9))
+    assert (found[8]["train/loss"], found[8]["val/loss"]) == (1 / 9, 1 / 9 + 0.5)
+
+
 def test_offline_it_begins_anew_and_leaves_one_folder(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     first = WandbSink(OFFLINE, run)
