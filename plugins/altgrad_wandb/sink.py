@@ -40,6 +40,7 @@ class WandbSink:
         self._evaluating: int | None = None  # the step of the evaluation that has begun and not ended
         self._ended: Event | None = None
         self._problem = ""
+        self._is_silent = False  # the server did not answer when there was an alert
 
     def write(self, event: Event) -> str | None:
         """Collect what belongs to a step, and log its row when the next one begins; send alerts at once."""
@@ -137,8 +138,11 @@ class WandbSink:
         if self._connection is None or event["step"] < self._first:
             return
         # W&B's client sends nothing else while it waits for the answer to an alert, and then ends in no bounded time.
-        if silence := self._connection.silence():
-            self._problem = f"W&B does not answer ({silence}) and sends no message of the alert '{event['alert']}'."
+        was_silent, silence = self._is_silent, self._connection.silence()
+        self._is_silent = bool(silence)
+        if silence:
+            if not was_silent:
+                self._problem = f"W&B does not answer ({silence}): no messages of alerts are sent until it does."
             return
         run = self._connection.run
         run.alert(
