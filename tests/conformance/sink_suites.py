@@ -104,7 +104,7 @@ class WandbConformance(SinkConformance):
             (int(row["_step"]), name, value)
             for row in rows(file)
             for name, value in row.items()
-            if not name.startswith(("_", "alerts/"))
+            if not name.startswith(("_", "alerts/", "simulated/alerts/"))
         ]
 
 

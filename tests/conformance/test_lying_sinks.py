@@ -310,7 +310,11 @@ def undone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Undo what a sink has changed."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     LeavesAThread.over.clear()
-    threads, kind, strict = torch.get_num_threads(), torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
+    threads, kind, strict = (
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
+    )
     torch.use_deterministic_algorithms(False)
     yield
     torch.set_num_threads(threads)

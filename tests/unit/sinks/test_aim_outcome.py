@@ -10,8 +10,8 @@ from sink_events import feed, make_run, status, training
 
 pytest.importorskip("aim", reason="pip install 'altgrad[aim]'; there is no Aim for Python 3.13 and newer")
 
-from aim_reader import aim_runs  # noqa: E402
-from altgrad_aim.sink import AimSink  # noqa: E402
+from aim_reader import aim_runs
+from altgrad_aim.sink import AimSink
 
 
 def write(run: Path, state: dict[str, Any] | None, events: list[dict[str, Any]]) -> dict[str, Any]:
