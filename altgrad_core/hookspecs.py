@@ -61,7 +61,8 @@ class Register(Protocol):
 
         ``needs`` is a package, by the name of its module, that ``build`` imports and that not everybody has installed.
         ``altgrad plugins`` and ``altgrad check`` say so where it is missing, and whoever asks for this is told. ``missing``
-        says why it cannot be used here for a reason of another kind.
+        is what they say instead, such as that there is no such package for this Python; without ``needs``, why it cannot be
+        used here.
         """
 
 

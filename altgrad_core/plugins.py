@@ -297,7 +297,9 @@ def _collect(manager: pluggy.PluginManager, row: PluginRow) -> dict[tuple[str, s
     ) -> None:
         if not callable(build):
             raise TypeError(f"register('{name}', build): build must be callable, got {build!r}")
-        if not missing and needs is not None and not _is_there(needs):
+        if needs is not None and _is_there(needs):
+            missing = ""
+        elif needs is not None and not missing:
             pip = f"'altgrad[{needs}]'" if row.source == BUILT_IN else needs
             missing = f"the {kind} '{name}' needs the package '{needs}', which is not installed: pip install {pip}"
         add(kind, name, _refusing(build, missing) if missing else build, options, missing)

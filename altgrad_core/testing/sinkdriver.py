@@ -67,13 +67,13 @@ class Fed:
     def write(self, *events: Event) -> None:
         """Write each event, a copy of its own, and ask for the state after it."""
         for event in events:
-            self.call(self.sink.write, json.loads(json.dumps(event)))
+            _told("write", self.call(self.sink.write, json.loads(json.dumps(event))))
             self._note_state()
 
     def close(self) -> None:
         """Close the sink."""
         self._open = False
-        self.call(self.sink.close)
+        _told("close", self.call(self.sink.close))
 
     def _load(self, state: str) -> None:
         try:
@@ -103,6 +103,10 @@ class Fed:
                 self.close()
         finally:
             self._thread.shutdown()
+
+
+def _told(method: str, said: object) -> None:
+    assert said is None or isinstance(said, str), f"{method}() returns None, or a text for the user, got {said!r}"
 
 
 def feed_and_kill(

@@ -13,8 +13,10 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ClassVar
@@ -25,7 +27,7 @@ from altgrad_core.experiments.eventlog import EventLog
 from altgrad_core.testing.counting import CountedSuite
 from altgrad_core.testing.sinkdriver import Fed, feed_and_kill
 from altgrad_core.testing.sinkevents import Row, as_float32, by_metric, course, difference, other_events, rows_of, timed
-from altgrad_core.training.events import Event, MetricSink
+from altgrad_core.training.events import Event, MetricSink, marked_as_simulated
 
 CLAUSES = {
     "order": "values of different metrics come back in the order of the events",
@@ -36,6 +38,7 @@ CLAUSES = {
 """What ``cannot`` may switch off; everything else holds for every sink."""
 
 _STATE_CALLS, _STATE_S, _STATE_BYTES = 1000, 2.0, 1000
+_THREADS_END_S = 2.0
 
 
 class SinkConformance(CountedSuite):
@@ -49,6 +52,8 @@ class SinkConformance(CountedSuite):
     """Whether the store holds float32."""
     many_values: ClassVar[int] = 100_000
     """How many values a long run has, a thousand at a step."""
+    own_variables: ClassVar[tuple[str, ...]] = ()
+    """Environment variables that the sink sets for its own library, such as one that turns telemetry off."""
 
     def build(self, folder: Path) -> MetricSink:
         """Return the sink of the run in ``folder``, ``.../runs/EXPERIMENT/RUN``; each check has a ``runs`` of its own.
@@ -76,7 +81,7 @@ class SinkConformance(CountedSuite):
         self._check(folder, events)
 
     def test_in_a_run(self, tmp_path: Path) -> None:
-        """Fed by a run's event log, the sink gets every event and comes to its end."""
+        """Fed by a run's event log, the sink gets every event, has nothing to warn of, and comes to its end."""
         folder, events = self._folder(tmp_path), course(range(6))
         log = EventLog(folder / "events.jsonl")
         log.add_sink("tested", lambda: self.build(folder))
@@ -84,14 +89,23 @@ class SinkConformance(CountedSuite):
         for event in events:
             log.emit(event)
         log.close()
-        *_, last = (folder / "events.jsonl").read_text().splitlines()
-        assert json.loads(last)["sinks"] == {"tested": {"status": "complete", "missed": 0, "reason": ""}}
+        *told, last = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+        assert last["sinks"] == {"tested": {"status": "complete", "missed": 0, "reason": ""}}
+        warnings = [event["message"] for event in told if event.get("level") == "warning"]
+        assert not warnings, f"{len(warnings)} warnings of what write() or close() returned: {warnings[0]}"
         self._check(folder, events)
 
     def test_other_events_are_passed_over(self, tmp_path: Path) -> None:
         """Kinds and keys that the sink does not know, also those of a later version, neither stop it nor become metrics."""
         metrics = [{**event, "by": 3} for event in course(range(4)) if event["event"] == "metrics"]
         folder, events = self._folder(tmp_path), timed([*other_events(0), *metrics, *other_events(3)])
+        with self._fed(folder) as fed:
+            fed.write(*events)
+        self._check(folder, events)
+
+    def test_a_simulation(self, tmp_path: Path) -> None:
+        """What ``altgrad simulate`` tells is stored under its names, which all begin with ``simulated/``."""
+        folder, events = self._folder(tmp_path), [marked_as_simulated(event) for event in course(range(4))]
         with self._fed(folder) as fed:
             fed.write(*events)
         self._check(folder, events)
@@ -286,16 +300,22 @@ class SinkConformance(CountedSuite):
         self._check(folder, events)
 
     def test_the_process_is_left_alone(self, tmp_path: Path) -> None:
-        """Global random generators, streams, signals and the working directory are the training's."""
+        """Random generators, torch's settings, environment, streams, signals and working directory are the training's."""
         folder, events = self._folder(tmp_path), course(range(5))
-        before = _what_training_owns()
+        before, threads = _what_training_owns(), set(threading.enumerate())
         with self._fed(folder) as fed:
             fed.write(*events)
             during = _what_training_owns()
         for now in (during, _what_training_owns()):
-            changed = [name for name, value in before.items() if now[name] != value]
-            assert not changed, f"the sink has changed: {', '.join(changed)}"
+            changed = {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
+            changed -= {_VARIABLE + name for name in self.own_variables}
+            assert not changed, f"the sink has changed: {', '.join(sorted(changed))}"
             self.count += 1
+        deadline = time.monotonic() + _THREADS_END_S
+        for thread in set(threading.enumerate()) - threads:
+            if not thread.daemon:
+                thread.join(max(0.0, deadline - time.monotonic()))
+                assert not thread.is_alive(), f"after close() {thread} goes on, and the process could not end"
         self._check(folder, events)
 
     def _folder(self, root: Path, name: str = "run") -> Path:
@@ -330,18 +350,28 @@ def _place_of_step(events: Sequence[Event], step: int) -> int:
     return next(place for place, event in enumerate(events) if event.get("step") == step)
 
 
+_VARIABLE = "the environment variable "
+
+
 def _what_training_owns() -> dict[str, object]:
+    """Return what a sink may not change. ``sys.excepthook`` is not among it: W&B wraps it and calls what was there."""
     import numpy as np
     import torch
 
+    with ThreadPoolExecutor(1) as new:  # each thread has a number of its own, which it takes when it begins
+        threads = new.submit(torch.get_num_threads).result()
     numpy_state = np.random.get_state(legacy=False)["state"]
     return {
         "the random generator of Python": random.getstate(),
         "the random generator of NumPy": (numpy_state["key"].tobytes(), numpy_state["pos"]),
         "the random generator of torch": torch.random.get_rng_state().tolist(),
+        "torch's number of threads": (threads, torch.get_num_threads()),
+        "torch's default type": torch.get_default_dtype(),
+        "torch's deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
         "sys.stdout": sys.stdout,
         "sys.stderr": sys.stderr,
         "the handler of SIGINT": signal.getsignal(signal.SIGINT),
         "the handler of SIGTERM": signal.getsignal(signal.SIGTERM),
         "the working directory": os.getcwd(),
+        **{_VARIABLE + name: value for name, value in os.environ.items()},
     }

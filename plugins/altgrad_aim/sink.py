@@ -51,6 +51,8 @@ class AimSink:
             run["facts", event["what"]] = storable(event["facts"])
         else:
             run["altgrad", "status"] = event["status"]
+            if event["status"] == "running":
+                run["outcome"] = {}  # that of an earlier stretch is no more
             self._ended = None if event["status"] == "running" else event
         self._repository.flush()
         self._is_torn = False
@@ -99,9 +101,8 @@ class AimSink:
 
     def _describe(self, run: Run) -> None:
         run.name, run.experiment = self._folder.name, self._folder.parent.name
-        run["altgrad"] = {"folder": storable(str(self._folder))}
+        run["altgrad", "folder"] = storable(str(self._folder))
         run["hparams"] = storable(settings_of(self._folder))
-        run["outcome"] = {}  # that of an earlier stretch is no more
 
     def _track(self, run: Run, event: Event) -> None:
         for metric, value in metrics_of(event).items():

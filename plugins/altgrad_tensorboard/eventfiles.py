@@ -6,6 +6,7 @@ Every stretch of a run writes a file of its own; TensorBoard reads those of a fo
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,42 @@ from tensorboard.compat.proto.event_pb2 import Event as Record
 from tensorboard.compat.proto.event_pb2 import SessionLog
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from altgrad_core.errors import AltgradError
+
 _STEM, _SUFFIX = "events.out.tfevents.", ".altgrad"
+_OWNER = "altgrad-run"  # a text file in a folder outside the run's own: the path of the run's folder
+
+
+def claim(folder: Path, run_folder: Path) -> None:
+    """Make ``folder`` that of the event files of the run in ``run_folder``; ``AltgradError`` when it is another run's.
+
+    A run that starts over removes the event files in its folder, so that must not be one of another run.
+    """
+    folder, run_folder = folder.resolve(), run_folder.resolve()
+    if folder == run_folder:
+        return
+    note = folder / _OWNER
+    owner = folder if (folder / "run.toml").exists() else _noted(note, run_folder)
+    if owner != run_folder:
+        raise AltgradError(
+            f"Expected a logdir where {folder} is free, but that has the event files of the run in {owner}, and this is the "
+            f"run in {run_folder}: give one of the two another logdir, or none. If it is the same run, which was moved, "
+            f"delete {note}."
+        )
+
+
+def _noted(note: Path, run_folder: Path) -> Path:
+    """Return the run folder in ``note``, which is made with ``run_folder`` when it is not there."""
+    note.parent.mkdir(parents=True, exist_ok=True)
+    whole = note.with_name(f"{_OWNER}-{os.getpid()}")
+    whole.write_bytes(os.fsencode(run_folder))
+    try:
+        os.link(whole, note)  # of two runs that begin at once the first one gets the folder
+    except FileExistsError:
+        return Path(os.fsdecode(note.read_bytes()))
+    finally:
+        whole.unlink()
+    return run_folder
 
 
 class EventFiles:

@@ -15,13 +15,14 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from altgrad_core.analysis.tracking import flat, outcome, settings_of
 from altgrad_core.training.events import SIMULATED, Event, StateLost, metrics_of
 from altgrad_tensorboard import summaries
-from altgrad_tensorboard.eventfiles import EventFiles
+from altgrad_tensorboard.eventfiles import EventFiles, claim
 
 
 class TensorBoardSink:
-    """Writes event files into ``folder`` for the run in ``run_folder``."""
+    """Writes event files into ``folder`` for the run in ``run_folder``; ``AltgradError`` when the folder is another run's."""
 
     def __init__(self, folder: Path, run_folder: Path) -> None:
+        claim(folder, run_folder)
         self._files = EventFiles(folder)
         self._run_folder = run_folder
         self._began = False  # the settings are in the files

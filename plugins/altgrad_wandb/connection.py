@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import ssl
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import attrs
 import wandb
+from wandb import env
 
 ANSWER_S = 5.0
 """How long a server may take to answer at all: at the end of a short run a sink has 10 s for what it is doing."""
@@ -22,6 +25,23 @@ FINISH_S = 40.0
 """How long the last rows and files of a run may take to get to the server; sinks have 60 s to close."""
 
 _one_by_one = threading.Lock()  # W&B's set-up of a process is not made for several threads
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Keep other threads and other processes out of W&B's set-up of this process.
+
+    W&B hands its service on to child processes in the environment. The service of a parent, such as a script that uses W&B
+    itself, would outlive a worker that is killed, and keep its run from being gone on with.
+    """
+    with _one_by_one:
+        inherited = os.environ.pop(env.SERVICE, None)
+        try:
+            yield
+        finally:
+            os.environ.pop(env.SERVICE, None)
+            if inherited is not None:
+                os.environ[env.SERVICE] = inherited
 
 
 @attrs.frozen(kw_only=True)
@@ -45,7 +65,7 @@ class Connection:
 
 def mode() -> Literal["online", "offline", "disabled"]:
     """Return what W&B itself is set to, by ``WANDB_MODE`` or ``wandb offline``."""
-    with _one_by_one:
+    with _alone():
         set_to = _setup().settings.mode
     if set_to in ("offline", "dryrun"):
         return "offline"
@@ -57,7 +77,7 @@ def connect(*, online: bool, run_id: str, run_folder: Path, **about: Any) -> Con
 
     What W&B kept of earlier stretches of the run is removed: the caller repeats what of it is not on the server.
     """
-    with _one_by_one:
+    with _alone():
         problem = ""
         arguments = {**about, "id": run_id, "dir": os.environ.get("WANDB_DIR") or run_folder.resolve()}
         if online:

@@ -37,9 +37,10 @@ class WandbSink:
         self._given = -1  # the last step of which W&B was given the row
         self._step = -1  # the step whose row may not be whole yet
         self._row: dict[str, Any] = {}
-        self._evaluating = False
+        self._evaluating: int | None = None  # the step of the evaluation that has begun and not ended
         self._ended: Event | None = None
         self._problem = ""
+        self._is_silent = False  # the server did not answer when there was an alert
 
     def write(self, event: Event) -> str | None:
         """Collect what belongs to a step, and log its row when the next one begins; send alerts at once."""
@@ -50,9 +51,8 @@ class WandbSink:
         elif event["event"] == "alert":
             self._alert(event)
         elif event["event"] == "evaluation":
-            self._evaluating = event["state"] == "begin"
+            self._evaluating = event["step"] if event["state"] == "begin" else None
         elif event["event"] == "status":
-            self._evaluating = self._evaluating and event["status"] != "running"
             self._ended = None if event["status"] == "running" else event
         problem, self._problem = self._problem, ""
         return problem
@@ -64,7 +64,7 @@ class WandbSink:
         run, folder = self._connection.run, self._connection.folder
         status = self._ended["status"] if self._ended else "failed"
         try:
-            if not self._evaluating:  # or it would be taken for whole when the run goes on
+            if self._step != self._evaluating:  # or it would be taken for whole when the run goes on
                 self._log_row()
             if self._ended is not None:
                 self._log_end(self._ended)
@@ -78,7 +78,8 @@ class WandbSink:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the W&B run, how much of it W&B was given, and the row that it was not given yet."""
-        return {"run_id": self._id, "given": self._given, "step": self._step, "row": self._row}
+        row = {"step": self._step, "row": self._row, "evaluating": self._evaluating}
+        return {"run_id": self._id, "given": self._given, **row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the W&B run; ``StateLost`` when rows that it was given are not where the others will be."""
@@ -92,6 +93,7 @@ class WandbSink:
                 has = f"up to step {self._first - 1}" if self._first else "no step"
                 raise StateLost(f"W&B has {has} of those up to {state['given']} that were given to it.")
         self._given, self._step, self._row = state["given"], state["step"], state["row"]
+        self._evaluating = state["evaluating"]
 
     def _connect(self) -> None:
         options, settings = self._options, settings_of(self._run_folder)
@@ -136,8 +138,11 @@ class WandbSink:
         if self._connection is None or event["step"] < self._first:
             return
         # W&B's client sends nothing else while it waits for the answer to an alert, and then ends in no bounded time.
-        if silence := self._connection.silence():
-            self._problem = f"W&B does not answer ({silence}) and sends no message of the alert '{event['alert']}'."
+        was_silent, silence = self._is_silent, self._connection.silence()
+        self._is_silent = bool(silence)
+        if silence:
+            if not was_silent:
+                self._problem = f"W&B does not answer ({silence}): no messages of alerts are sent until it does."
             return
         run = self._connection.run
         run.alert(

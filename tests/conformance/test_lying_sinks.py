@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from _pytest.outcomes import Failed
 from altgrad_csv.sink import CsvSink
 from sink_suites import CsvConformance, full_disk
@@ -198,6 +202,71 @@ class DrawsAnId(Lying):
             self.id = random.random()
 
 
+class SaysWhatItDoes(Lying):
+    class Sink(CsvSink):
+        def write(self, event: Event) -> str:  # type: ignore[override]
+            super().write(event)
+            return "stored"
+
+
+class SaysGoodbye(Lying):
+    class Sink(CsvSink):
+        def close(self) -> str:  # type: ignore[override]
+            super().close()
+            return "closed"
+
+
+class ReturnsTrue(Lying):
+    class Sink(CsvSink):
+        def write(self, event: Event) -> bool:  # type: ignore[override]
+            super().write(event)
+            return True
+
+
+class DropsSimulations(Lying):
+    class Sink(CsvSink):
+        def write(self, event: Event) -> None:
+            if not event.get("simulated"):
+                super().write(event)
+
+
+class SetsOtherThreads(Lying):
+    class Sink(CsvSink):
+        def write(self, event: Event) -> None:
+            super().write(event)
+            torch.set_num_threads(3)
+
+
+class SetsAnotherType(Lying):
+    class Sink(CsvSink):
+        def write(self, event: Event) -> None:
+            super().write(event)
+            torch.set_default_dtype(torch.float64)
+
+
+class SetsDeterminism(Lying):
+    class Sink(CsvSink):
+        def write(self, event: Event) -> None:
+            super().write(event)
+            torch.use_deterministic_algorithms(True)
+
+
+class SetsAVariable(Lying):
+    class Sink(CsvSink):
+        def __init__(self, path: Path) -> None:
+            super().__init__(path)
+            os.environ["OMP_NUM_THREADS"] = "7"
+
+
+class LeavesAThread(Lying):
+    over = threading.Event()
+
+    class Sink(CsvSink):
+        def close(self) -> None:
+            super().close()
+            threading.Thread(target=LeavesAThread.over.wait).start()
+
+
 CAUGHT = [
     (Drops, "every_value_in_order", "missing: step 3"),
     (Doubles, "every_value_in_order", "there twice: step 3"),
@@ -224,7 +293,34 @@ CAUGHT = [
     (SharesItsFile, "two_side_by_side", "values"),
     (RemembersEverything, "many_values", "state"),
     (DrawsAnId, "the_process_is_left_alone", "random generator of Python"),
+    (SaysWhatItDoes, "in_a_run", "warnings of what write"),
+    (SaysGoodbye, "in_a_run", "1 warnings of what write"),
+    (ReturnsTrue, "every_value_in_order", "None, or a text for the user, got True"),
+    (DropsSimulations, "a_simulation", "missing: step 0"),
+    (SetsOtherThreads, "the_process_is_left_alone", "torch's number of threads"),
+    (SetsAnotherType, "the_process_is_left_alone", "torch's default type"),
+    (SetsDeterminism, "the_process_is_left_alone", "torch's deterministic algorithms"),
+    (SetsAVariable, "the_process_is_left_alone", "the environment variable OMP_NUM_THREADS"),
+    (LeavesAThread, "the_process_is_left_alone", "goes on, and the process could not end"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def undone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Undo what a sink has changed."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    LeavesAThread.over.clear()
+    threads, kind, strict = (
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    torch.use_deterministic_algorithms(False)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(kind)
+    torch.use_deterministic_algorithms(strict)
+    LeavesAThread.over.set()
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,7 @@ def test_a_repository_that_is_none(repo: str) -> None:
 def test_a_python_without_aim(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The sink can be named in files, says why it does not work, and is no reason to call the plugin broken."""
     monkeypatch.setattr(altgrad_aim.plugin, "sys", SimpleNamespace(version_info=(3, 13, 1)))
+    monkeypatch.setitem(sys.modules, "aim", None)
     monkeypatch.setattr(altgrad_aim.plugin, "platform", SimpleNamespace(python_version=lambda: "3.13.1"))
     plugins = load_plugins(entry_points=[], disabled=[])
     (row,) = [row for row in plugins.rows if row.name == "altgrad_aim"]
@@ -73,6 +74,13 @@ def test_a_python_without_aim(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     with pytest.raises(AltgradError, match=r"The sink 'aim' needs Python 3\.11 or 3\.12"):
         plugins.get("sink", "aim").value(sink.options, tmp_path)
     assert not plugins.not_loaded()
+
+
+def test_an_aim_that_is_there_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever Python it was built for."""
+    pytest.importorskip("aim")
+    monkeypatch.setattr(altgrad_aim.plugin, "sys", SimpleNamespace(version_info=(3, 13, 1)))
+    assert load_plugins(entry_points=[], disabled=[]).get("sink", "aim").missing == ""
 
 
 def test_the_ui_of_a_repository_is_seen(tmp_path: Path) -> None:

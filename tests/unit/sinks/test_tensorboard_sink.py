@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from altgrad_tensorboard.plugin import TensorBoardOptions, build
 from altgrad_tensorboard.sink import TensorBoardSink
 from sink_events import TIME, feed, make_run, metrics, status, training
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
+from altgrad_core.errors import AltgradError
 from altgrad_core.training.events import StateLost, marked_as_simulated
 
 EVERYTHING = {"scalars": 0, "tensors": 0}
@@ -146,6 +148,35 @@ def test_files_of_others_stay(tmp_path: Path) -> None:
     assert (run / "events.out.tfevents.1234.host").read_bytes() == b"not ours"
     (run / "events.out.tfevents.1234.host").unlink()
     assert list(scalars(run, "train/loss")) == [1, 2, 3]
+
+
+def test_a_run_of_the_same_name_elsewhere_keeps_its_files(tmp_path: Path) -> None:
+    """As with ``--runs runs-43``: both would write to ``<logdir>/small/e5m2``."""
+    options = TensorBoardOptions(logdir=str(tmp_path / "tb"))
+    one, other = make_run(tmp_path / "runs"), make_run(tmp_path / "runs-43")
+    sink = build(options, one)
+    feed(sink, training(range(9)))
+    with pytest.raises(AltgradError, match=f"has the event files of the run in {one}, and this is the run in {other}"):
+        build(options, other)
+    sink.close()
+    assert list(scalars(tmp_path / "tb" / "small" / "e5m2", "train/loss")) == list(range(1, 9))
+    again = build(options, one)  # the run itself may start over
+    feed(again, training(range(4)))
+    again.close()
+    assert list(scalars(tmp_path / "tb" / "small" / "e5m2", "train/loss")) == [1, 2, 3]
+    assert sorted(path.suffix for path in (tmp_path / "tb" / "small" / "e5m2").iterdir()) == ["", ".altgrad"]
+
+
+def test_a_logdir_that_is_the_runs_folder_of_others(tmp_path: Path) -> None:
+    one, other = make_run(tmp_path / "runs"), make_run(tmp_path / "runs-43")
+    sink = build(TensorBoardOptions(), one)
+    feed(sink, training(range(4)))
+    sink.close()
+    options = TensorBoardOptions(logdir=str(tmp_path / "runs"))
+    with pytest.raises(AltgradError, match="give one of the two another logdir, or none"):
+        build(options, other)
+    assert list(scalars(one, "train/loss")) == [1, 2, 3]
+    build(options, one).close()  # its own folder after all
 
 
 def test_a_write_that_failed_half_way_leaves_nothing(tmp_path: Path) -> None:

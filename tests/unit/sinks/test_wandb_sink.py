@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -162,6 +163,27 @@ def test_an_evaluation_that_failed_leaves_no_half_row(tmp_path: Path) -> None:
     assert [row["_step"] for row in rows(offline_file(run))] == list(range(8))
 
 
+def test_a_row_whose_evaluation_was_cut_waits_for_it(tmp_path: Path, start_server: Callable[[], Server]) -> None:
+    """Interrupted in an evaluation, then failed before it came again, then whole: W&B takes no second row of a step."""
+    server, run = start_server(), make_run(tmp_path)
+    events = list(training(range(9)))
+    sink = WandbSink(ONLINE, run)
+    feed(sink, events[:-2])  # the evaluation of step 8 has begun
+    state = json.loads(json.dumps(sink.state_dict()))
+    end(sink, run, "interrupted")
+    sink = WandbSink(ONLINE, run)
+    sink.load_state_dict(state)
+    feed(sink, [status("running", 8)])
+    end(sink, run, "failed")
+    sink = WandbSink(ONLINE, run)
+    sink.load_state_dict(state)
+    feed(sink, [status("running", 8), *events[-3:]])
+    end(sink, run)
+    found = server.history(state["run_id"])
+    assert [row["_step"] for row in found] == list(range(9))
+    assert (found[8]["train/loss"], found[8]["val/loss"]) == (1 / 9, 1 / 9 + 0.5)
+
+
 def test_offline_it_begins_anew_and_leaves_one_folder(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     first = WandbSink(OFFLINE, run)
@@ -304,7 +326,7 @@ def test_a_server_that_goes_away_ends_the_wait(
     feed(sink, training(range(6)))
     server.stop()
     (said,) = feed(sink, training(range(6, 9)))
-    assert said.endswith("Connection refused) and sends no message of the alert 'overflow'.")
+    assert said.endswith("Connection refused): no messages of alerts are sent until it does.")
     began = time.monotonic()
     said = end(sink, run)
     assert time.monotonic() - began < 8
@@ -313,6 +335,51 @@ def test_a_server_that_goes_away_ends_the_wait(
     assert said.startswith("the upload is not finished.")
     assert said.endswith(f"wandb sync {folder}")
     assert list(losses(rows(next(folder.glob("*.wandb"))))) == list(range(1, 9))
+
+
+def test_a_server_that_is_away_is_told_of_once(tmp_path: Path, start_server: Callable[[], Server]) -> None:
+    """Each time it goes, not at each alert."""
+    server, run = start_server(), make_run(tmp_path)
+    alerts = [event | {"step": step} for step in range(4) for event in training([6]) if event["event"] == "alert"]
+    sink = WandbSink(ONLINE, run)
+    assert feed(sink, alerts[:1]) == []
+    server.stop()
+    assert len(feed(sink, alerts[1:])) == 1
+    server = start_server()
+    assert feed(sink, alerts[:1]) == []
+    server.stop()
+    assert len(feed(sink, alerts)) == 1
+    start_server()
+    assert end(sink, run) is None
+
+
+KILLED = f"""
+import json, os, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from altgrad_wandb.plugin import WandbOptions
+from altgrad_wandb.sink import WandbSink
+from sink_events import feed, training
+sink = WandbSink(WandbOptions(mode="offline"), Path(sys.argv[1]))
+if len(sys.argv) > 2:
+    sink.load_state_dict(json.loads(sys.argv[2]))
+state = json.dumps(sink.state_dict())
+feed(sink, training(range(4)))
+print(state, flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_killed_run_goes_on_though_its_parent_uses_w_and_b(tmp_path: Path) -> None:
+    """As a worker of a script that has logged to W&B itself."""
+    run = make_run(tmp_path)
+    wandb.setup()
+    assert "WANDB_SERVICE" in os.environ
+    command = [sys.executable, "-c", KILLED, str(run)]
+    first = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert first.stdout, first.stderr
+    again = subprocess.run([*command, first.stdout], capture_output=True, text=True, check=False)
+    assert again.stdout == first.stdout, again.stderr
 
 
 def test_several_at_once_do_not_mix(tmp_path: Path) -> None:
