@@ -74,7 +74,7 @@ def train_and_report(
 
     console = terminal()
     screen = make_screen(console)
-    shown = Guarded(screen)
+    shown = Guarded(screen, prints=True)
     folder = runs / experiment.name
     # Also before and after the training, when nothing waits for a checkpoint, a signal leaves a sane terminal.
     with restored(lambda: shown.attempt(screen.close)):

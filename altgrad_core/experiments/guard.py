@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 class Guarded:
     """Passes on to an observer what happens until it fails; that is said once, on stderr.
 
-    What the user has to mend before anything is trained, an ``AltgradError``, is still raised.
+    What the user has to mend before anything is trained, an ``AltgradError``, is still raised. ``prints`` says that the
+    observer writes to standard output, so that an error of the system's means that nobody takes it any more.
     """
 
-    def __init__(self, observer: Observer) -> None:
-        self._observer = observer
+    def __init__(self, observer: Observer, *, prints: bool = False) -> None:
+        self._observer, self._prints = observer, prints
         self._failed = self._training = False
 
     def attempt(self, show: Callable[[], None]) -> None:
@@ -34,9 +35,8 @@ class Guarded:
         except Exception as error:
             if isinstance(error, AltgradError) and not self._training:
                 raise
-            if (
-                isinstance(error, OSError) and error.filename is None
-            ):  # a closed pipe, a full disk, a terminal that is gone
+            # A closed pipe, a full disk, a terminal that is gone.
+            if self._prints and isinstance(error, OSError) and error.filename is None:
                 _give_up_output()
             if not self._failed:
                 self._failed = True

@@ -288,7 +288,7 @@ class _Crew:
         self.observer.end(running.planned, *outcome)
 
 
-def worker_ended(folder: RunFolder, exit_status: int, log_start: int = 0) -> tuple[Status, str, str]:
+def worker_ended(folder: RunFolder, exit_status: int, log_start: int) -> tuple[Status, str, str]:
     """Return the run's state, the end of its log and the signal that ended its worker, as ``Observer.end`` takes them.
 
     ``log_start`` is the size of the log when the worker was started: what stands before is of earlier ones.

@@ -96,8 +96,9 @@ def test_a_full_disk_under_the_output_ends_no_training(make_experiment: MakeExpe
     assert altgrad.load_run(tmp_path / "runs" / "small" / "a").status == "done"
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError("in a frame"), ConnectionResetError(104, "gone")])
 def test_an_observer_that_raises_is_left(
-    make_experiment: MakeExperiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_experiment: MakeExperiment, capfd: pytest.CaptureFixture[str], error: Exception
 ) -> None:
     class Broken(Silent):
         told = 0
@@ -105,15 +106,17 @@ def test_an_observer_that_raises_is_left(
         def event(self, run: str, event: dict[str, Any]) -> None:
             if event["event"] == "metrics":
                 self.told += 1
-                raise ZeroDivisionError("in a frame")
+                raise error
 
     observer = Broken()
     runs = altgrad.run(make_experiment(TWO, launcher="process"), observer=observer)
     assert [run.status for run in runs] == ["done", "done"]
     assert observer.told == 1, "it is told nothing more"
-    said = capsys.readouterr().err
-    assert said.count("can no longer be shown (ZeroDivisionError: in a frame)") == 1
-    assert "Traceback" in said, "a fault of the program's"
+    print("the caller's own output", flush=True)
+    said = capfd.readouterr()
+    assert said.out == "the caller's own output\n"
+    assert said.err.count(f"can no longer be shown ({type(error).__name__}: {error})") == 1
+    assert ("Traceback" in said.err) == isinstance(error, ZeroDivisionError), "a fault of the program's"
 
 
 def test_what_the_user_has_to_mend_is_raised_until_something_is_trained() -> None:

@@ -52,7 +52,7 @@ def ended(run: PlannedRun, exit_status: int) -> list[str]:
     assert screen.state.runs["e5m2"].status == "starting"
     for line in run.folder.events.read_text().splitlines():
         screen.event("e5m2", json.loads(line))
-    screen.end(run, *worker_ended(run.folder, exit_status))
+    screen.end(run, *worker_ended(run.folder, exit_status, log_start=0))
     screen.close()
     return [line.removeprefix("22:13:20  ") for line in file.getvalue().splitlines()][1:]
 
