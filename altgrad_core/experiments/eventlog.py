@@ -205,7 +205,8 @@ class EventLog:
             limit_s = patience.hurried_s if in_a_hurry() else patience.drained_s
             for runner in at_work:
                 what, since = runner.doing or ("", now)
-                stalled = what not in ("build", "close") and now - max(since, started) > patience.stalled_s
+                patient = what in ("build", "close") and not runner.failing
+                stalled = not patient and now - max(since, started) > patience.stalled_s
                 if stalled or now - started > limit_s:
                     runner.abandon()
             slow = [runner.name for runner in at_work if runner.at_work]

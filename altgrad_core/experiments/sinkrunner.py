@@ -116,6 +116,11 @@ class SinkRunner:
         self._thread.join(timeout_s)
 
     @property
+    def failing(self) -> bool:
+        """Whether the call that the sink is in has raised before and is repeated."""
+        return bool(self._error)
+
+    @property
     def at_work(self) -> bool:
         """Whether there is something to wait for."""
         return self.status in ("running", "complete") and self._thread.is_alive()
