@@ -59,6 +59,6 @@ def test_the_suite_of_the_page_runs(tmp_path: Path) -> None:
         cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    assert "17 passed, 2 skipped" in done.stdout
+    assert "18 passed, 2 skipped" in done.stdout
     assert "TestMySink: " in done.stdout
     assert "no store that fails was tried" in done.stdout
