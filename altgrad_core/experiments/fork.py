@@ -126,8 +126,9 @@ def check_model(config: RunConfig, folder: RunFolder, vocab_size: int) -> None:
     parent = _parent(config.fork, folder)
     if not parent.config.is_file():
         return
-    then, now = run_table(load_run(parent.config)), run_table(config)
-    backend = open_checkpoints(load_run(parent.config), parent, _nobody).backend
+    base = load_run(parent.config)
+    then, now = run_table(base), run_table(config)
+    backend = open_checkpoints(base, parent, _nobody).backend
     if (then["model"], then["data"]) == (now["model"], now["data"]) or config.fork.checkpoint not in backend.names():
         return
     with torch.device("meta"):

@@ -43,7 +43,6 @@ def restore(saved: dict[str, Any]) -> None:
     n = saved["numpy"]
     keys = n["keys"].cpu().numpy().astype(np.uint32)
     np.random.set_state((n["kind"], keys, n["position"], n["has_gauss"], n["cached"]))
-    torch.set_rng_state(saved["torch"].cpu())
     restore_torch((saved["torch"].cpu(), saved["cuda"]))
 
 
