@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+from altgrad_core.recipes.gemm import EmulatedGemms, LinearGemms, Operand
 from altgrad_core.recipes.quantizer import Quantizer
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class CastLinear(nn.Linear):
 
     def cast_operand(
         self, operand: str, x: Tensor, dtype: torch.dtype, *, axis: int = -1, counted: bool = True
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> Operand:
         """Return the operand's values in ``dtype`` and the factor that the product lacks, None for 1.
 
         ``axis``: the dimension that the GEMM sums over, -1 the last, 0 the others. ``counted``: whether this is the
@@ -74,7 +75,7 @@ class CastLinear(nn.Linear):
         """
         quantizer: Quantizer | None = getattr(self, f"{operand}_cast")
         if quantizer is None:
-            return x.to(dtype), None
+            return Operand(x.to(dtype), None)
         control = self.cast_control
         key = f"{self.cast_name}.{operand}"
         draw = None
@@ -85,32 +86,24 @@ class CastLinear(nn.Linear):
         )
         if statistics is not None:
             control.record(key, statistics)
-        return values, factor
+        return Operand(values, factor)
 
     def casts_each(self, operand: str) -> bool:
         """Whether the operand is cast once for each of its two GEMMs, instead of once for both."""
         quantizer: Quantizer | None = getattr(self, f"{operand}_cast")
         return quantizer is not None and quantizer.directional
 
-    def gemm_dtype(self, result: torch.dtype) -> torch.dtype:
-        """Return the precision of the layer's GEMMs: BF16 where the result is BF16 and all values fit, else FP32 or FP64."""
+    def gemms(self, result: torch.dtype) -> LinearGemms:
+        """Return the layer's GEMMs: in BF16 where the result is BF16 and all values fit, else in FP32 or FP64."""
         if result is torch.float64:
-            return result
+            return EmulatedGemms(result)
         quantizers = (self.input_cast, self.weight_cast, self.grad_output_cast)
         exact = all(quantizer is None or quantizer.fits_bfloat16 for quantizer in quantizers)
-        return torch.bfloat16 if exact and result is torch.bfloat16 else torch.float32
+        return EmulatedGemms(torch.bfloat16 if exact and result is torch.bfloat16 else torch.float32)
 
     def extra_repr(self) -> str:
         """Show the layer's name beside its shape in ``print(model)``."""
         return f"{super().extra_repr()}, name={self.cast_name}"
-
-
-def _scaled(product: Tensor, *factors: Tensor | None) -> Tensor:
-    """Return the product of a GEMM times the factors of its operands, in FP32 at least when there are any."""
-    for factor in factors:
-        if factor is not None:
-            product = product.to(torch.promote_types(product.dtype, torch.float32)) * factor
-    return product
 
 
 class _Function(torch.autograd.Function):
@@ -121,28 +114,25 @@ class _Function(torch.autograd.Function):
         kind = x.device.type
         autocast = torch.is_autocast_enabled(kind)
         result = torch.get_autocast_dtype(kind) if autocast else torch.promote_types(x.dtype, weight.dtype)
-        dtype = layer.gemm_dtype(result)
+        gemms = layer.gemms(result)
         with torch.autocast(kind, enabled=False):
-            xv, x_factor = layer.cast_operand("input", x, dtype)
-            wv, w_factor = layer.cast_operand("weight", weight, dtype)
-            ctx.layer, ctx.dtype = layer, dtype
+            xo = layer.cast_operand("input", x, gemms.holder("input"))
+            wo = layer.cast_operand("weight", weight, gemms.holder("weight"))
+            ctx.layer, ctx.gemms = layer, gemms
             ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
-            kept_x = (x, None) if layer.casts_each("input") else (xv, x_factor)
-            kept_w = (weight, None) if layer.casts_each("weight") else (wv, w_factor)
+            kept_x = (x, None) if layer.casts_each("input") else xo
+            kept_w = (weight, None) if layer.casts_each("weight") else wo
             ctx.save_for_backward(*kept_x, *kept_w)
-            # [..., I] @ [I, O] -> [..., O]
-            if x_factor is None and w_factor is None:
-                return linear(xv, wv, None if bias is None else bias.to(dtype)).to(result)
-            y = _scaled(linear(xv, wv), x_factor, w_factor)
-            return (y if bias is None else y + bias).to(result)
+            return gemms.fprop(xo, wo, bias, result)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         (grad,) = grads
         layer: CastLinear = ctx.layer
-        dtype: torch.dtype = ctx.dtype
-        xv, x_factor, wv, w_factor = ctx.saved_tensors
+        gemms: LinearGemms = ctx.gemms
+        x, x_factor, w, w_factor = ctx.saved_tensors
+        xo, wo = Operand(x, x_factor), Operand(w, w_factor)
         x_dtype, w_dtype, b_dtype = ctx.dtypes
         need_x, need_w, need_b, _ = ctx.needs_input_grad
         grad_x = grad_w = grad_b = None
@@ -150,19 +140,18 @@ class _Function(torch.autograd.Function):
             if need_b:
                 grad_b = grad.reshape(-1, grad.shape[-1]).sum(dim=0).to(b_dtype)
             if need_x:
-                gv, g_factor = layer.cast_operand("grad_output", grad, dtype)
+                go = layer.cast_operand("grad_output", grad, gemms.holder("grad_output"))
                 if layer.casts_each("weight"):
-                    wv, w_factor = layer.cast_operand("weight", wv, dtype, axis=0, counted=False)
-                # [..., O] @ [O, I] -> [..., I]
-                grad_x = _scaled(gv @ wv, g_factor, w_factor).to(x_dtype)
+                    wo = layer.cast_operand("weight", w, gemms.holder("weight"), axis=0, counted=False)
+                grad_x = gemms.dgrad(go, wo, x_dtype)
             if need_w:
                 each = layer.casts_each("grad_output")
                 if each or not need_x:
                     axis = 0 if each else -1
-                    gv, g_factor = layer.cast_operand("grad_output", grad, dtype, axis=axis, counted=not need_x)
+                    go = layer.cast_operand(
+                        "grad_output", grad, gemms.holder("grad_output"), axis=axis, counted=not need_x
+                    )
                 if layer.casts_each("input"):
-                    xv, x_factor = layer.cast_operand("input", xv, dtype, axis=0, counted=False)
-                # [O, N] @ [N, I] -> [O, I]
-                product = gv.reshape(-1, gv.shape[-1]).t() @ xv.reshape(-1, xv.shape[-1])
-                grad_w = _scaled(product, g_factor, x_factor).to(w_dtype)
+                    xo = layer.cast_operand("input", x, gemms.holder("input"), axis=0, counted=False)
+                grad_w = gemms.wgrad(go, xo, w_dtype)
         return grad_x, grad_w, grad_b, None

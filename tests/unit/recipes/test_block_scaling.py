@@ -18,6 +18,7 @@ from altgrad_core.numerics.scaling import split
 from altgrad_core.numerics.stochastic import Draw
 from altgrad_core.plugins import Choice
 from altgrad_core.recipes.control import control_of
+from altgrad_core.recipes.gemm import EmulatedGemms
 from altgrad_core.recipes.linear import CastLinear
 from altgrad_core.recipes.quantizer import Quantizer
 from altgrad_core.recipes.recipe import OperandCast
@@ -155,7 +156,7 @@ def test_powers_of_two_are_multiplied_in_bf16(name: str) -> None:
         cast(t, axis).to(bf16) for t, axis in ((x, -1), (x, 0), (weight, -1), (weight, 0), (g, -1), (g, 0))
     )
     altgrad.convert(layer, recipe(name))
-    assert layer.gemm_dtype(bf16) is bf16
+    assert layer.gemms(bf16) == EmulatedGemms(bf16)
     y, dx, dw = passes(layer, x, g, bf16=True)
     assert torch.equal(y, F.linear(xi, wi))
     assert torch.equal(dx, (go @ wo).float())
@@ -166,7 +167,7 @@ def test_nvfp4_multiplies_in_bf16_and_its_product_by_what_is_left_of_the_tensor_
     layer, x, _ = pair(bias=False)
     weight = layer.weight.detach()
     altgrad.convert(layer, "nvfp4")
-    assert layer.gemm_dtype(torch.bfloat16) is torch.bfloat16
+    assert layer.gemms(torch.bfloat16) == EmulatedGemms(torch.bfloat16)
     values = []
     for t, quantizer in ((x, layer.input_cast), (weight, layer.weight_cast)):
         q, factor, _ = quantizer(t, dtype=torch.float64, statistics=False)
@@ -185,7 +186,7 @@ def test_other_scales_of_blocks_are_multiplied_in_fp32(name: str) -> None:
     layer, x, g = pair(bias=False)
     cast = CASES[name][2]
     altgrad.convert(layer, recipe(name))
-    assert layer.gemm_dtype(torch.bfloat16) is torch.float32
+    assert layer.gemms(torch.bfloat16) == EmulatedGemms(torch.float32)
     got = passes(layer, x, g, bf16=True)[0]
     assert got.dtype is torch.bfloat16
     assert product(got, cast(x, -1), cast(layer.weight.detach(), -1).t(), 2**-8)
