@@ -30,17 +30,32 @@ def interleaved(
 
 def one_time(run: Callable[[], object], device: torch.device) -> float:
     """Return how many milliseconds a call takes."""
+    began = mark(device)
+    run()
+    return between(began, mark(device))
+
+
+Mark = float | torch.cuda.Event
+
+
+def mark(device: torch.device) -> Mark:
+    """Return the moment: wall time in milliseconds, or on CUDA an event that the device's stream will reach."""
     if device.type != "cuda":
-        began = time.perf_counter()
-        run()
-        return 1e3 * (time.perf_counter() - began)
+        return 1e3 * time.perf_counter()
     with torch.cuda.device(device):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end))
+        event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()  # type: ignore[no-untyped-call]
+        return event
+
+
+def between(one: Mark, other: Mark) -> float:
+    """Return the milliseconds from one moment to a later one; waits for the device to reach it."""
+    if isinstance(one, float):
+        assert isinstance(other, float)
+        return other - one
+    assert isinstance(other, torch.cuda.Event)
+    other.synchronize()  # type: ignore[no-untyped-call]
+    return float(one.elapsed_time(other))  # type: ignore[no-untyped-call]
 
 
 def median(times: Times, name: str) -> float:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from altgrad_core.cli import (
+    bench,
     check,
     checkpoints,
     compare,
@@ -47,6 +48,7 @@ app.command()(replay.replay)
 app.command()(fork.fork)
 app.command(name="verify-resume")(verify_resume.verify_resume)
 app.command(name="verify-native")(verify_native.verify_native)
+app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")
 
 
