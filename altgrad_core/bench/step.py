@@ -141,7 +141,7 @@ def cast_share(trainer: Trainer) -> float | None:
     On CUDA by events around each quantizer, so that gaps between its kernels count as its own.
     """
     quantizers = [module for module in trainer.model.modules() if isinstance(module, Quantizer)]
-    if not quantizers or hasattr(trainer.model, "_orig_mod"):
+    if not quantizers or trainer.model._compiled_call_impl is not None:
         return None
     began: list[Mark] = []
     ended: list[Mark] = []

@@ -44,7 +44,7 @@ def mark(device: torch.device) -> Mark:
         return 1e3 * time.perf_counter()
     with torch.cuda.device(device):
         event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()  # type: ignore[no-untyped-call]
+        event.record()
         return event
 
 
@@ -54,8 +54,8 @@ def between(one: Mark, other: Mark) -> float:
         assert isinstance(other, float)
         return other - one
     assert isinstance(other, torch.cuda.Event)
-    other.synchronize()  # type: ignore[no-untyped-call]
-    return float(one.elapsed_time(other))  # type: ignore[no-untyped-call]
+    other.synchronize()
+    return float(one.elapsed_time(other))
 
 
 def median(times: Times, name: str) -> float:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
-import torch
 from torch import nn
 
 from altgrad_core.errors import AltgradError
@@ -35,7 +34,9 @@ class Variant:
         """Return the changed model."""
         with quiet():
             changed = self.change(model)
-            return torch.compile(changed) if self.compiled else changed
+            if self.compiled:
+                changed.compile()
+            return changed
 
 
 def altgrad(spec: dict[str, Any]) -> Callable[[nn.Module], nn.Module]:
@@ -99,7 +100,7 @@ def transformer_engine(model: nn.Module) -> nn.Module:
         with te.fp8_autocast(enabled=True):
             return plain(*args, **kwargs)
 
-    model.forward = forward  # type: ignore[method-assign]
+    model.forward = forward
     return model
 
 
