@@ -11,10 +11,13 @@ back into the accumulator::
 (2^e <= the largest.) The errors of all steps add up. Without fast accumulation the accumulator is added to an FP32
 number, and starts again from zero, every ``PROMOTED`` = 128 products (DeepSeek-V3, arXiv 2412.19437, 3.3.2; CUTLASS
 promotes every four instructions), which costs 2^-24 of that number. To this come the roundings that any GEMM has: of the
-scales (3 * 2^-24 of the sum of magnitudes), and of the result (2^-9 in bfloat16, 2^-24 in float32).
+scales (3 * 2^-24 of the sum of magnitudes), and of the result (2^-8 of it in bfloat16, 2^-24 in float32).
 
 Maxima are those of the exact sums, computed along; that the accumulator itself is off by the error so far is second
 order, and paid for by counting cuts as whole units where truncation of random bits loses half of one.
+
+A bound is for the worst case, and typical errors are some 50 times smaller. What a device's sums look like is told
+by ``bits_like``: beside the same sums of a simulated accumulator.
 
 **The constants.** Hopper's FP8 units keep about 14 bits (DeepSeek-V3, same section); an FP32 sum has 24, in any order.
 """
@@ -46,15 +49,6 @@ class Sums:
         """Return the bound for an accumulator with this many bits."""
         return self.per_unit * 2.0 ** (1 - bits) + self.others
 
-    def bits_of(self, product: Tensor) -> float:
-        """Return with how many bits the errors of ``product`` still fit the bound: what it shows of the accumulator.
-
-        Infinite where other roundings explain all of it.
-        """
-        left = (product.double() - self.exact).abs() - self.others
-        worst = float((left / self.per_unit.clamp_min(torch.finfo(torch.float64).tiny)).max())
-        return 1 - math.log2(worst) if worst > 0 else math.inf
-
 
 def sums(a: Tensor, b: Tensor, *, fast: bool, result: torch.dtype) -> Sums:
     """Return the exact product of ``a`` [R, K] and ``b`` [C, K], scales included, and its bounds; in float64.
@@ -79,6 +73,37 @@ def sums(a: Tensor, b: Tensor, *, fast: bool, result: torch.dtype) -> Sums:
             others += 2.0**-24 * promoted.abs()
             running = torch.zeros_like(running)
     return Sums(exact=exact, per_unit=per_unit, others=others + rounding(result) * exact.abs())
+
+
+def simulated(a: Tensor, b: Tensor, bits: int, *, fast: bool) -> Tensor:
+    """Return a @ b^T, float64, as the model's accumulator with ``bits`` bits adds it up; arguments as for ``sums``."""
+    a, b = a.double(), b.double()
+    running = torch.zeros(a.shape[0], b.shape[0], dtype=torch.float64, device=a.device)
+    promoted = torch.zeros_like(running)
+    for start in range(0, a.shape[1], STEP):
+        products = a[:, None, start : start + STEP] * b[None, :, start : start + STEP]
+        addends = torch.cat([products, running[..., None]], dim=-1)
+        total = _cut(addends, addends.abs().amax(dim=-1, keepdim=True), bits).sum(dim=-1)
+        running = _cut(total, total.abs(), bits)
+        if not fast and (start + STEP) % PROMOTED == 0:
+            promoted = (promoted.float() + running.float()).double()
+            running = torch.zeros_like(running)
+    return promoted + running
+
+
+def bits_like(product: Tensor, exact: Tensor, a: Tensor, b: Tensor, *, fast: bool) -> float:
+    """Return the bits of the simulated accumulator whose mean error is that of ``product``; Inf where that is exact.
+
+    Good to about a bit below 20; above, the roundings that every GEMM has count as the accumulator's.
+    """
+    off = (simulated(a, b, HOPPER_BITS, fast=fast) - exact).square().mean().sqrt()
+    found = (product.double() - exact).square().mean().sqrt()
+    return HOPPER_BITS + math.log2(float(off / found)) if found > 0 and off > 0 else math.inf
+
+
+def _cut(x: Tensor, largest: Tensor, bits: int) -> Tensor:
+    unit = torch.exp2(torch.floor(torch.log2(largest.clamp_min(2.0**-500))) + 1 - bits)
+    return torch.trunc(x / unit) * unit
 
 
 def rounding(result: torch.dtype) -> float:

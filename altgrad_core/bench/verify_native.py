@@ -16,7 +16,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from altgrad_core.bench.accumulation import bits_on, sums
+from altgrad_core.bench.accumulation import bits_like, bits_on, sums
 from altgrad_core.bench.timing import interleaved, median, ratio
 from altgrad_core.errors import AltgradError
 from altgrad_core.experiments.environment import environment
@@ -180,7 +180,7 @@ def _gemms(
             exact = sums(a[rows], b[columns], fast=fast, result=gemms.product)
             sample = product.view(a.shape[0], -1)[rows][:, columns].to(gemms.product)
             error = ((sample.double() - exact.exact).abs() / exact.bound(bits_on(a.device))).nan_to_num(nan=0.0)
-            bits = exact.bits_of(sample)
+            bits = bits_like(sample, exact.exact, a[rows], b[columns], fast=fast)
             if name not in found:
                 other = expected[name].double()
                 found[name] = {
