@@ -91,14 +91,20 @@ def simulated(a: Tensor, b: Tensor, bits: int, *, fast: bool) -> Tensor:
     return promoted + running
 
 
-def bits_like(product: Tensor, exact: Tensor, a: Tensor, b: Tensor, *, fast: bool) -> float:
-    """Return the bits of the simulated accumulator whose mean error is that of ``product``; Inf where that is exact.
+def bits_like(product: Tensor, exact: Tensor, a: Tensor, b: Tensor, *, fast: bool) -> int | None:
+    """Return the bits, 8 to 24, of the simulated accumulator whose mean error is nearest to that of ``product``.
 
-    Good to about a bit below 20; above, the roundings that every GEMM has count as the accumulator's.
+    None where the product is exact. Near 24 the roundings that every GEMM has count as the accumulator's.
     """
-    off = (simulated(a, b, HOPPER_BITS, fast=fast) - exact).square().mean().sqrt()
-    found = (product.double() - exact).square().mean().sqrt()
-    return HOPPER_BITS + math.log2(float(off / found)) if found > 0 and off > 0 else math.inf
+    found = float((product.double() - exact).square().mean().sqrt())
+    if found == 0 or not math.isfinite(found):
+        return None
+
+    def distance(bits: int) -> float:
+        off = float((simulated(a, b, bits, fast=fast) - exact).square().mean().sqrt())
+        return abs(math.log2(off / found)) if off > 0 else math.inf
+
+    return min(range(8, FP32_BITS + 1), key=distance)
 
 
 def _cut(x: Tensor, largest: Tensor, bits: int) -> Tensor:

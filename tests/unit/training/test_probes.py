@@ -353,3 +353,15 @@ def test_a_plain_linear_reads_its_weight_in_the_compute_precision() -> None:
     same = w0.bfloat16() == w1.bfloat16()
     assert values[f"bit_stall_rate/{name}"] == pytest.approx(((same & moved).sum() / moved.sum()).item())
     assert isinstance(stage.model.lm_head, nn.Linear)
+
+
+def test_native_layers_show_every_probe_the_numbers_of_emulated_ones() -> None:
+    """In FP32, where the stand-in's sums are the emulated ones; the counts are the same to the last one."""
+    for make in (StabilityProbe, UpdatesProbe, GradientsProbe, ShadowProbe):
+        emulated, native = (
+            Stage({"base": "hybrid", "compute": "fp32", "backend": backend}, "fp32").watch(make(1))
+            for backend in ("emulated", "native")
+        )
+        assert emulated.keys() == native.keys()
+        for name, value in emulated.items():
+            assert native[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
