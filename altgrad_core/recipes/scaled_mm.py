@@ -112,13 +112,13 @@ def trial(
     """
     if problem := pair_problem(a_kind, b_kind, a_dtype, b_dtype):
         return problem
-    draws = torch.Generator().manual_seed(0)
+    draws = torch.Generator(device="cpu").manual_seed(0)  # on the CPU, whatever the caller's default device is
     m, k, n = 144, 3 * BLOCK, 272
     sides = []
     for rows, kind, dtype in ((m, a_kind, a_dtype), (n, b_kind, b_dtype)):
-        codes = torch.randn(rows, k, generator=draws).to(dtype)
+        codes = torch.randn(rows, k, generator=draws, device="cpu").to(dtype)
         shape = {"tensorwise": (), "rowwise": (rows, 1), "1x128": (rows, 3), "128x128": (-(-rows // BLOCK), 3)}[kind]
-        scales = torch.exp2(torch.randint(-4, 5, shape, generator=draws).float())
+        scales = torch.exp2(torch.randint(-4, 5, shape, generator=draws, device="cpu").float())
         sides.append((codes, scales))
     (a, a_scale), (b, b_scale) = sides
     wide = [decoded(codes, scale, kind) for (codes, scale), kind in zip(sides, (a_kind, b_kind), strict=True)]

@@ -284,6 +284,16 @@ def test_native_where_it_is_impossible_is_one_clear_error(spec: Any, why: str) -
         altgrad.convert(model, {**table, "backend": "native"})
 
 
+def test_a_model_without_its_weights_is_planned_for_this_machine() -> None:
+    trial.cache_clear()
+    with torch.device("meta"):
+        layer, _ = altgrad.convert(nn.Linear(16, 16), {"base": "hybrid", "scaling": "delayed", "backend": "native"})
+    assert layer.decision.backend == "native"
+    assert layer.weight.is_meta
+    layer.to_empty(device="cpu")
+    assert layer.decision.backend == "native"
+
+
 def test_float64_is_emulated() -> None:
     with pytest.raises(AltgradError, match="computes in float64"):
         altgrad.convert(nn.Linear(16, 16).double(), {"base": "hybrid", "backend": "native"})
