@@ -43,6 +43,7 @@ def main() -> None:
 
     import torch
 
+    from altgrad_core.bench.timing import ratio
     from altgrad_core.experiments.environment import choose_device, environment
 
     device = choose_device(arguments.device)
@@ -95,11 +96,6 @@ def main() -> None:
 def _note_probes(seconds: list[float], event: dict) -> None:
     if event["event"] == "metrics":
         seconds.append(event["values"]["train/probe_s"])
-
-
-def ratio(times: dict[str, list[float]], one: str, base: str) -> float:
-    """Return the median over the rounds of the ratios within a round, in which all have the same neighbours."""
-    return statistics.median(a / b for a, b in zip(times[one], times[base], strict=True))
 
 
 def make_engine(recipe_name: str, probe_names: list[str], device, small: bool):

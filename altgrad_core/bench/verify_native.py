@@ -176,8 +176,7 @@ def _gemms(
             if how is None:
                 continue
             rows, columns = _spread(a.shape[0], a.device), _spread(b.shape[0], a.device)
-            fast = how.fast and how.left in ("tensorwise", "rowwise")
-            exact = sums(a[rows], b[columns], fast=fast, result=gemms.product)
+            exact = sums(a[rows], b[columns], fast=how.fast, result=gemms.product)
             sample = product.view(a.shape[0], -1)[rows][:, columns].to(gemms.product)
             error = ((sample.double() - exact.exact).abs() / exact.bound(bits_on(a.device))).nan_to_num(nan=0.0)
             if name not in found:
@@ -189,7 +188,7 @@ def _gemms(
                 }
             found[name]["error_to_bound"] = max(found[name]["error_to_bound"], float(error.max()))
             if gemms.product is torch.float32 or "bits" not in found[name]:
-                found[name]["bits"] = bits_like(sample, exact.exact, a[rows], b[columns], fast=fast)
+                found[name]["bits"] = bits_like(sample, exact.exact, a[rows], b[columns], fast=how.fast)
     return found
 
 

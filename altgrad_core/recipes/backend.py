@@ -29,7 +29,7 @@ from altgrad_core.recipes.gemm import EmulatedGemms, LinearGemms
 from altgrad_core.recipes.native import NativeGemm, NativeGemms
 from altgrad_core.recipes.quantizer import Quantizer
 from altgrad_core.recipes.recipe import Backend
-from altgrad_core.recipes.scaled_mm import ALIGNED, FP8, Granularity, trial
+from altgrad_core.recipes.scaled_mm import ALIGNED, BLOCKS, FP8, Granularity, trial
 
 TABLE = "ALTGRAD_NATIVE_TABLE"
 GEMMS = {"fprop": ("input", "weight"), "dgrad": ("grad_output", "weight"), "wgrad": ("grad_output", "input")}
@@ -152,10 +152,11 @@ def _possible(
         if not said:
             assert a.kind is not None and b.kind is not None  # noqa: PT018
             assert a.dtype is not None and b.dtype is not None  # noqa: PT018
-            tried = functools.partial(trial, device, a.kind, b.kind, a.dtype, b.dtype, fast=gemm in fast)
+            quick = gemm in fast and a.kind not in BLOCKS
+            tried = functools.partial(trial, device, a.kind, b.kind, a.dtype, b.dtype, fast=quick)
             said = tried(out=torch.bfloat16)
             if not said:
-                found[gemm] = NativeGemm(left=a.kind, right=b.kind, fast=gemm in fast)
+                found[gemm] = NativeGemm(left=a.kind, right=b.kind, fast=quick)
                 only_bfloat16 |= bool(tried(out=torch.float32))
         if said:
             problems[gemm] = said

@@ -21,7 +21,7 @@ from altgrad_core.errors import AltgradError
 Granularity = Literal["tensorwise", "rowwise", "1x128", "128x128"]
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 ALIGNED, BLOCK = 16, 128
-_BLOCKS: tuple[Granularity, ...] = ("1x128", "128x128")
+BLOCKS: tuple[Granularity, ...] = ("1x128", "128x128")
 
 
 def pair_problem(a: Granularity, b: Granularity, a_dtype: torch.dtype, b_dtype: torch.dtype) -> str:
@@ -31,7 +31,7 @@ def pair_problem(a: Granularity, b: Granularity, a_dtype: torch.dtype, b_dtype: 
             return f"no FP8 GEMM takes {str(dtype).removeprefix('torch.')}"
     if a_dtype == b_dtype == torch.float8_e5m2:
         return "no FP8 GEMM takes e5m2 x e5m2"
-    if (a in _BLOCKS) != (b in _BLOCKS) or a == b == "128x128":
+    if (a in BLOCKS) != (b in BLOCKS) or a == b == "128x128":
         return f"no FP8 GEMM takes scales {a} with {b}"
     return ""
 
@@ -68,7 +68,7 @@ def scaled_mm(
     if not rows * columns * a.shape[1]:
         product = torch.zeros(rows, columns, dtype=out, device=a.device)
         return product if bias is None else product + bias.to(out)
-    blocks = a_kind in _BLOCKS
+    blocks = a_kind in BLOCKS
     a = padded(a, ALIGNED if blocks else 1, BLOCK if blocks else ALIGNED)
     b = padded(b, ALIGNED, BLOCK if blocks else ALIGNED)
     inside = bias if bias is not None and out is torch.bfloat16 and not blocks else None
@@ -135,7 +135,7 @@ def trial(
 
 def decoded(codes: Tensor, scale: Tensor, kind: Granularity) -> Tensor:
     """Return scale * code in float64: [R, C]."""
-    if kind in _BLOCKS:
+    if kind in BLOCKS:
         scale = scale.repeat_interleave(BLOCK, dim=1)[:, : codes.shape[1]]
         if kind == "128x128":
             scale = scale.repeat_interleave(BLOCK, dim=0)[: codes.shape[0]]
