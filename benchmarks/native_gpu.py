@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from altgrad_core.bench.layer import bench_layer
-from altgrad_core.bench.step import SIZES, bench_step
+from altgrad_core.bench.step import NO_TIME, SIZES, bench_step
 from altgrad_core.bench.tables import show
 from altgrad_core.bench.variants import problem, variants
 from altgrad_core.bench.verify_native import Shape, verify
@@ -49,7 +49,9 @@ def layers(size: str, tokens: int) -> list[Shape]:
     return [Shape(m=tokens, k=k, n=n) for k, n in pairs]
 
 
-def pieces(sizes: list[str], device: torch.device, rounds: int) -> Iterator[tuple[str, Callable[[Keep], Any]]]:
+def pieces(
+    sizes: list[str], device: torch.device, rounds: int, enough: Callable[[], bool]
+) -> Iterator[tuple[str, Callable[[Keep], Any]]]:
     """Yield the name of each piece, and what measures it."""
     tokens = 8192 if device.type == "cuda" else 256
     first = "124M" if "124M" in sizes else sizes[0]
@@ -65,11 +67,13 @@ def pieces(sizes: list[str], device: torch.device, rounds: int) -> Iterator[tupl
                 lambda keep, shapes=shapes, recipe=recipe: verify(shapes, recipe, device, rounds=rounds),
             )
     ordered = sorted(sizes, key=lambda size: (size not in (first, sizes[-1]), size))
-    micro = 16384 if device.type == "cuda" else 256
+    micro = 8192 if device.type == "cuda" else 256
 
     def step(size: str, count: int, ways: dict[str, Any], keep: Keep) -> Any:
-        small = micro // 2 if SIZES[size].width >= 1536 else micro
-        return bench_step(size, ways, device, tokens=count, micro=min(count, small), rounds=rounds, keep=keep)
+        small = micro // 2 if SIZES[size].width >= 1536 else micro  # with two models in 80 GB
+        return bench_step(
+            size, ways, device, tokens=count, micro=min(count, small), rounds=rounds, keep=keep, enough=enough
+        )
 
     yield f"step {first} {tokens} eager", functools.partial(step, first, tokens, eager)
     for count in (tokens, 8 * tokens):
@@ -85,7 +89,7 @@ def pieces(sizes: list[str], device: torch.device, rounds: int) -> Iterator[tupl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10.0, help="No piece is begun after this time.")
+    parser.add_argument("--minutes", type=float, default=10.0, help="Nothing is begun after this time.")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=[name for name in SIZES if name != "tiny"])
     parser.add_argument("--rounds", type=int, default=10)
@@ -98,7 +102,7 @@ def main() -> None:
     label = re.sub(r"[^a-z0-9]+", "-", facts["device_name"].lower()).strip("-")
     target = arguments.output or Path(__file__).parent / "results" / f"native-{label}.json"
     report = _begun(target, facts, arguments.fresh)
-    work = dict(pieces(arguments.sizes, device, arguments.rounds))
+    work = dict(pieces(arguments.sizes, device, arguments.rounds, lambda: time.monotonic() > deadline))
     for name, measure in work.items():
         if name in report["done"]:
             continue
@@ -109,7 +113,8 @@ def main() -> None:
         keep = functools.partial(_keep, report, target, name)
         try:
             result = measure(keep)
-            report["done"].append(name)
+            if NO_TIME not in result.get("absent", {}).values():
+                report["done"].append(name)
         except Exception as error:  # noted; the other pieces do not depend on it
             result = {**report["pieces"].get(name, {}), "failed": problem(error)}
             print(f"    {result['failed']}", flush=True)
@@ -117,12 +122,12 @@ def main() -> None:
         torch.compiler.reset()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    report["not_reached"] = [name for name in work if name not in report["pieces"]]
+    report["not_reached"] = [name for name in work if name not in report["done"]]
     _write(report, target)
     _print(report)
     print(f"\n{target}: {len(report['done'])} of {len(work)} pieces")
     if report["not_reached"]:
-        print("Not reached: " + "; ".join(report["not_reached"]) + ". Start the script again to go on.")
+        print("Not done: " + "; ".join(report["not_reached"]) + ". Start the script again to go on.")
 
 
 def _begun(target: Path, facts: dict[str, Any], fresh: bool) -> dict[str, Any]:

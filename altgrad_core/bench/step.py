@@ -47,6 +47,9 @@ SIZES = {
 }
 
 
+NO_TIME = "no time was left"
+
+
 class Trainer:
     """A model, its optimizer and its batch."""
 
@@ -89,11 +92,13 @@ def bench_step(
     micro: int,
     rounds: int,
     keep: Callable[[dict[str, Any]], None] = lambda result: None,
+    enough: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Return variant -> milliseconds, tokens a second, ratio to BF16, memory and share of casts of a step.
 
     ``name`` is one of ``SIZES``; a step has ``tokens`` tokens, in micro-batches of ``micro``. ``keep`` is given the
-    result after every variant, so that what was measured outlives what comes after it.
+    result after every variant, so that what was measured outlives what comes after it; no variant is begun when
+    ``enough`` says so.
     """
     result: dict[str, Any] = {
         "what": f"step of GPT {name}, {tokens} tokens", "base": "bf16", "rows": {}, "absent": {},
@@ -102,37 +107,42 @@ def bench_step(
     base = make(chosen["bf16"])
     result |= {"parameters": base.parameters, "micro_batches": base.micro_batches, "tokens": base.tokens}
     for variant in chosen.values():
-        own = variant.name == "bf16"
-        before = _allocated(device)
-        trainer = None
+        if enough():
+            result["absent"][variant.name] = NO_TIME
+            continue
         try:
-            trainer = base if own else make(variant)
-            with quiet():
-                trainer.step()
-            runs = {"bf16": base.step} if own else {"bf16": base.step, variant.name: trainer.step}
-            times = interleaved(runs, device, rounds=rounds)
-            row = {
-                "ms": round(median(times, variant.name), 3),
-                "tokens_per_s": round(1e3 * base.tokens / median(times, variant.name)),
-                "to_base": round(ratio(times, variant.name, "bf16"), 3),
-            }
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
-                trainer.step()
-                # Of BF16 the model was there before; of the others it was not.
-                peak = torch.cuda.max_memory_allocated(device) - (0 if own else before)
-                row["peak_gib"] = round(peak / 2**30, 2)
-            if (share := cast_share(trainer)) is not None:
-                row["cast_share"] = round(share, 3)
-            result["rows"][variant.name] = row
+            result["rows"][variant.name] = _row(variant, base, make, rounds)
         except Exception as error:  # too large for the memory, a peer that is not there, ...
             result["absent"][variant.name] = problem(error)
-        if not own:
-            del trainer
         if device.type == "cuda":
             torch.cuda.empty_cache()
         keep(result)
     return result
+
+
+def _row(variant: Variant, base: Trainer, make: Callable[[Variant], Trainer], rounds: int) -> dict[str, Any]:
+    """Measure one variant; its model is gone when this returns."""
+    own, device = variant.name == "bf16", base.device
+    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    trainer = base if own else make(variant)
+    with quiet():
+        trainer.step()
+    runs = {"bf16": base.step, variant.name: trainer.step}
+    times = interleaved(runs, device, rounds=rounds)
+    row = {
+        "ms": round(median(times, variant.name), 3),
+        "tokens_per_s": round(1e3 * base.tokens / median(times, variant.name)),
+        "to_base": round(ratio(times, variant.name, "bf16"), 3),
+    }
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        trainer.step()
+        # Of BF16 the model was there before; of the others it was not.
+        peak = torch.cuda.max_memory_allocated(device) - (0 if own else before)
+        row["peak_gib"] = round(peak / 2**30, 2)
+    if (share := cast_share(trainer)) is not None:
+        row["cast_share"] = round(share, 3)
+    return row
 
 
 def cast_share(trainer: Trainer) -> float | None:
@@ -155,7 +165,3 @@ def cast_share(trainer: Trainer) -> float | None:
         for hook in hooks:
             hook.remove()
     return sum(map(between, began, ended)) / total
-
-
-def _allocated(device: torch.device) -> int:
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0

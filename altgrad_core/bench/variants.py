@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
+import torch
 from torch import nn
 
 from altgrad_core.errors import AltgradError
@@ -35,6 +36,8 @@ class Variant:
         with quiet():
             changed = self.change(model)
             if self.compiled:
+                # All models of a bench share their code, and past 8 versions of it the compiler would give up in silence.
+                torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 1024)
                 changed.compile()
             return changed
 
