@@ -184,9 +184,12 @@ def _gemms(
                 found[name] = {
                     "fast_accumulation": how.fast,
                     "error_to_bound": 0.0,
+                    "fp32_error_to_bound": None,
                     "native_to_emulated": float((product.double() - other).norm() / other.norm()),
                 }
             found[name]["error_to_bound"] = max(found[name]["error_to_bound"], float(error.max()))
+            if gemms.product is torch.float32:
+                found[name]["fp32_error_to_bound"] = float(error.max())
             if gemms.product is torch.float32 or "bits" not in found[name]:
                 found[name]["bits"] = bits_like(sample, exact.exact, a[rows], b[columns], fast=how.fast)
     return found

@@ -110,7 +110,8 @@ def _show(report: dict[str, Any]) -> None:
         )
     console.print(table, soft_wrap=False)
     console.print(
-        f"fprop, dgrad, wgrad: largest error in the bound for sums of {report['accumulation_bits']} bits; below 1.00 is right.",
+        "fprop, dgrad, wgrad: largest error of a sum, as a part of the bound for an accumulator of "
+        f"{report['accumulation_bits']} bits; below 1 is right.",
         markup=False,
     )
     for row in report["shapes"]:
@@ -119,4 +120,8 @@ def _show(report: dict[str, Any]) -> None:
 
 
 def _gemm_text(gemm: dict[str, Any] | None) -> str:
-    return "-" if gemm is None else f"{gemm['error_to_bound']:.2f}"
+    if gemm is None:
+        return "-"
+    # Rounded to BF16, a product's error is that rounding's, which comes near its bound in some element of many.
+    shown = gemm["fp32_error_to_bound"]
+    return f"{gemm['error_to_bound'] if shown is None or gemm['error_to_bound'] > 1 else shown:.4f}"
