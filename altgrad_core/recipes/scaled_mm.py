@@ -122,12 +122,13 @@ def trial(
         sides.append((codes, scales))
     (a, a_scale), (b, b_scale) = sides
     wide = [decoded(codes, scale, kind) for (codes, scale), kind in zip(sides, (a_kind, b_kind), strict=True)]
-    expected, size = wide[0] @ wide[1].t(), wide[0].abs() @ wide[1].abs().t()
+    bias = torch.randn(n, generator=draws, device="cpu")
+    expected, size = wide[0] @ wide[1].t() + bias, wide[0].abs() @ wide[1].abs().t() + bias.abs()
     try:
-        got = scaled_mm(
-            a.to(device), b.to(device), a_scale.to(device), b_scale.to(device), a_kind, b_kind, out=out, fast=fast
-        )
-        wrong = (got.cpu().double() - expected).abs() > size * 2.0**-6
+        a, b, a_scale, b_scale, bias = (x.to(device) for x in (a, b, a_scale, b_scale, bias))
+        got = scaled_mm(a, b, a_scale, b_scale, a_kind, b_kind, out=out, bias=bias, fast=fast)
+        # 14 bits and BF16 are well within this; a scale in the wrong place is not.
+        wrong = (got.cpu().double() - expected).abs() > size * 2.0**-7
     except Exception as error:  # whatever a build or a driver answers
         return f"{device.type} refuses it: {type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
     return f"{device.type} gives wrong numbers for it" if bool(wrong.any()) else ""
