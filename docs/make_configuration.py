@@ -117,11 +117,11 @@ def default_of(cls: type, field: attrs.Attribute) -> str:
         if (cls, field.name) in made:
             return f'`"{made[cls, field.name]}"`'
         return "" if (cls, field.name) in _OPTIONAL else "needed"
-    if isinstance(value, attrs.Factory) or value is None or isinstance(value, tuple):
+    if isinstance(value, attrs.Factory) or value is None or value == ():
         return ""
     if isinstance(value, Choice):
         return f'`"{value.kind}"`'
-    if attrs.has(type(value)):
+    if attrs.has(type(value)) or isinstance(value, tuple):
         return f"`{shown(unstructure(value), limit=None)}`"
     text = str(value).lower() if isinstance(value, bool) else (f'"{value}"' if isinstance(value, str) else str(value))
     return f"`{text}`"

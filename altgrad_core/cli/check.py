@@ -140,7 +140,10 @@ def _cast_text(cast: OperandCast) -> str:
 
 def _layers_text(run: RunConfig, sizes: dict[str, PlannedSize]) -> str:
     size = sizes.get(run.name)
-    return f"; casts {size.cast_layers} of {size.linear_layers} linear layers" if size else ""
+    if not size:
+        return ""
+    text = f"; casts {size.cast_layers} of {size.linear_layers} linear layers"
+    return text + "".join(f"; GEMMs of {count}: {backend}" for backend, count in size.backends.items())
 
 
 def _choice_text(choice: Choice) -> str:

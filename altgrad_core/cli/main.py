@@ -20,6 +20,7 @@ from altgrad_core.cli import (
     report,
     run,
     simulate,
+    verify_native,
     verify_resume,
     watch,
 )
@@ -45,6 +46,7 @@ app.command()(checkpoints.checkpoints)
 app.command()(replay.replay)
 app.command()(fork.fork)
 app.command(name="verify-resume")(verify_resume.verify_resume)
+app.command(name="verify-native")(verify_native.verify_native)
 app.add_typer(data.app, name="data")
 
 

@@ -108,6 +108,9 @@ def init_lines(event: Event) -> list[str]:
                 reasons.setdefault(reason, []).append(name)
             if facts["converted"]:
                 lines += [f"           not {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+                lines += [
+                    f"           GEMMs of {len(names)}: {why}" for why, names in facts.get("backends", {}).items()
+                ]
             return lines
     return []
 

@@ -155,8 +155,7 @@ def assemble(
     with telling(emit, "opening the data"):
         data = build("dataset", config.data, Workspace(cache=cache_folder(), say=say))
     model = _build_model(config, data.vocab_size, emit)
-    model, summary = convert(model, config.recipe)
-    model.to(device)
+    model, summary = convert(model.to(device), config.recipe)  # which decides for the device at hand
     engine = Engine(
         train=config.train,
         block_size=config.model.options.block_size,
@@ -283,7 +282,8 @@ def _tell(
             "linear_layers": len(summary.layers),
             "converted": summary.converted,
             "left_alone": summary.skipped,
-            "backend": "emulated" if summary.converted else "-",
+            "backend": summary.backend,
+            "backends": summary.backends,
         },
         "distributed": {"world_size": 1, "nodes": 1},
         "alerts": attrs.asdict(config.alerts),

@@ -28,6 +28,8 @@ class PlannedSize:
     """Linear layers of the model."""
     cast_layers: int
     """Those of them that the recipe casts."""
+    backends: dict[str, int]
+    """``emulated: why`` or ``native: why`` -> how many of the cast layers, on this machine's GPU or else its CPU."""
     unused_overrides: tuple[str, ...]
     """Patterns of the recipe that match no layer."""
     state_bytes: int
@@ -83,6 +85,7 @@ def measure(config: RunConfig, plugins: Plugins, data: TokenData) -> PlannedSize
         parameters=parameters,
         linear_layers=len(summary.layers),
         cast_layers=sum(layer.converted for layer in summary.layers),
+        backends={backend: len(names) for backend, names in summary.backends.items()},
         unused_overrides=summary.unused_overrides,
         state_bytes=round(state),
         train_tokens=len(data.train),

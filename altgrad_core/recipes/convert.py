@@ -29,7 +29,9 @@ class LayerReport:
     reason: str
     """Why it was not converted; empty when it was."""
     backend: str
-    """``emulated``, or ``-`` for a layer that is not converted."""
+    """``emulated`` or ``native``, or ``-`` for a layer that is not converted."""
+    backend_reason: str
+    """Why that backend; empty for a layer that is not converted."""
 
 
 @attrs.frozen(kw_only=True)
@@ -55,8 +57,24 @@ class ConversionSummary:
         """Name -> reason for the layers left alone."""
         return {layer.name: layer.reason for layer in self.layers if not layer.converted}
 
+    @property
+    def backends(self) -> dict[str, list[str]]:
+        """``emulated: why`` or ``native: why`` -> names of the layers."""
+        grouped: dict[str, list[str]] = {}
+        for layer in self.layers:
+            if layer.converted:
+                grouped.setdefault(f"{layer.backend}: {layer.backend_reason}", []).append(layer.name)
+        return grouped
+
+    @property
+    def backend(self) -> str:
+        """The backend of all converted layers: ``emulated``, ``native``, ``mixed``, or ``-`` where there are none."""
+        found = {layer.backend for layer in self.layers if layer.converted}
+        return "-" if not found else found.pop() if len(found) == 1 else "mixed"
+
     def __str__(self) -> str:
         lines = [f"{self.recipe}: {len(self.converted)} of {len(self.layers)} linear layers converted"]
+        lines += [f"  GEMMs of {len(names)}: {backend}" for backend, names in self.backends.items()]
         lines += [f"  left alone: {name} ({reason})" for name, reason in self.skipped.items()]
         lines += [f"  override '{pattern}' matches no layer" for pattern in self.unused_overrides]
         if self.left_to_step_casts:
@@ -86,6 +104,7 @@ def convert(model: nn.Module, recipe: str | Mapping[str, Any] | Recipe) -> tuple
     reports, used = [], set()
     left = recipe.step_casts()
     stores = "weight_storage" in left
+    keeps_values = "saved_activations casts the values that are kept" if recipe.saved_activations else ""
     for name, module in list(model.named_modules()):
         override = next((o for o in recipe.overrides if fnmatch.fnmatchcase(name, o.match)), None)
         if override is not None and (isinstance(module, nn.Linear) or (stores and _has_matrix(module))):
@@ -97,14 +116,16 @@ def convert(model: nn.Module, recipe: str | Mapping[str, Any] | Recipe) -> tuple
         if not reason:
             module.__class__ = CastLinear
             assert isinstance(module, CastLinear)
-            module.equip(name, applied, control)
+            module.equip(name, applied, control, keeps_values=keeps_values)
+        decision = module.decision if isinstance(module, CastLinear) else None
         reports.append(
             LayerReport(
                 name=name,
                 converted=not reason,
                 recipe=applied.name,
                 reason=reason,
-                backend="-" if reason else "emulated",
+                backend="-" if decision is None else decision.backend,
+                backend_reason="" if decision is None else decision.reason,
             )
         )
     unused = tuple(o.match for o in recipe.overrides if o.match not in used)

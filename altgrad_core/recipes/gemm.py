@@ -18,9 +18,9 @@ class Operand(NamedTuple):
     """An operand as a GEMM reads it."""
 
     values: Tensor
-    """Grid values times their scale, but for the factor; in the shape of the operand."""
+    """Grid values times their scale, but for the factor; in the shape of the operand. Or codes, in 8 bits."""
     factor: Tensor | None
-    """What the product has to be multiplied by, 0-d float32; None for 1."""
+    """What the product has to be multiplied by, 0-d float32; None for 1. Of codes the decode scale, 0-d or [nr, nc]."""
 
 
 class LinearGemms(Protocol):

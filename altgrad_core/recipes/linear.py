@@ -1,4 +1,4 @@
-"""The emulated linear layer: cast the three operands, multiply their values in high precision.
+"""The linear layer: cast the three operands, multiply their values in high precision, or their codes on FP8 units.
 
 With N samples, I inputs and O outputs the layer's GEMMs, and the dimension that each sums over, are::
 
@@ -13,8 +13,9 @@ along O, of the gradient along O and along N. The forward then keeps the input i
 the backward casts it: nothing more is kept, the values are not rounded twice, and no cast is made that no GEMM needs.
 Statistics count an operand's elements once, in its first cast: the one along the last dimension, wherever there is one.
 
-The GEMMs multiply values that lie where the operand itself lies (``Quantizer`` says how), so that no product leaves the
-range that the layer has without casts:
+``altgrad_core.recipes.backend`` decides between the two, ``altgrad_core.recipes.native`` has the GEMMs of codes. The
+emulated GEMMs multiply values that lie where the operand itself lies (``Quantizer`` says how), so that no product leaves
+the range that the layer has without casts:
 
 * in BF16, where the surrounding precision is BF16 and the values of all operands are exactly representable in BF16
   (every format of 8 bits with at most 7 mantissa bits, under powers of two, one scale a tensor, or nvfp4), so that the
@@ -27,15 +28,19 @@ gives the bits of ``torch.nn.functional.linear`` under autocast.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import functools
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from altgrad_core.recipes.gemm import EmulatedGemms, LinearGemms, Operand
+from altgrad_core.errors import AltgradError
+from altgrad_core.recipes.backend import Decision, decide
+from altgrad_core.recipes.gemm import LinearGemms, Operand
 from altgrad_core.recipes.quantizer import Quantizer
+from altgrad_core.recipes.recipe import OPERANDS
 
 if TYPE_CHECKING:
     from altgrad_core.recipes.control import CastControl
@@ -50,14 +55,38 @@ class CastLinear(nn.Linear):
     input_cast: Quantizer | None
     weight_cast: Quantizer | None
     grad_output_cast: Quantizer | None
+    decision: Decision
+    """What multiplies the operands on the weight's device."""
 
-    def equip(self, name: str, recipe: Recipe, control: CastControl) -> None:
-        """Attach quantizers for the operands that ``recipe`` casts."""
+    def equip(self, name: str, recipe: Recipe, control: CastControl, *, keeps_values: str = "") -> None:
+        """Attach quantizers for the operands that ``recipe`` casts, and decide what multiplies them.
+
+        ``keeps_values`` says why the layer needs values and not codes, if it does. Raises ``AltgradError`` where the
+        recipe asks for native GEMMs and none is possible.
+        """
         self.cast_name, self.cast_control = name, control
-        for operand in ("input", "weight", "grad_output"):
+        for operand in OPERANDS:
             how = getattr(recipe, operand)
-            setattr(self, f"{operand}_cast", None if how is None else Quantizer(how))
+            setattr(self, f"{operand}_cast", None if how is None else Quantizer(how).to(self.weight.device))
+        self._decide = functools.partial(
+            decide, wish=recipe.backend, fast=recipe.fast_accumulation, keeps_values=keeps_values
+        )
+        self.decide()
         self.train(self.training)
+
+    def decide(self) -> None:
+        """Choose the backend for the device that the weight is on now."""
+        try:
+            self.decision = self._decide(
+                {operand: getattr(self, f"{operand}_cast") for operand in OPERANDS}, self.weight
+            )
+        except AltgradError as error:
+            raise AltgradError(f"The layer '{self.cast_name}' {error}") from error
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self.decide()  # another device, or another precision
+        return self
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., I] -> [..., O]."""
@@ -94,12 +123,10 @@ class CastLinear(nn.Linear):
         return quantizer is not None and quantizer.directional
 
     def gemms(self, result: torch.dtype) -> LinearGemms:
-        """Return the layer's GEMMs: in BF16 where the result is BF16 and all values fit, else in FP32 or FP64."""
-        if result is torch.float64:
-            return EmulatedGemms(result)
+        """Return the layer's GEMMs: native ones, or in BF16 where the result is BF16 and all values fit, else FP32 or FP64."""
         quantizers = (self.input_cast, self.weight_cast, self.grad_output_cast)
         exact = all(quantizer is None or quantizer.fits_bfloat16 for quantizer in quantizers)
-        return EmulatedGemms(torch.bfloat16 if exact and result is torch.bfloat16 else torch.float32)
+        return self.decision.make(result, exact)
 
     def extra_repr(self) -> str:
         """Show the layer's name beside its shape in ``print(model)``."""

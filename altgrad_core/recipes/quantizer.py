@@ -14,6 +14,7 @@ from altgrad_core.numerics.formats import BlockFormat, Format
 from altgrad_core.numerics.registry import get_format
 from altgrad_core.numerics.scaling import ScalingPolicy
 from altgrad_core.numerics.stochastic import Draw
+from altgrad_core.numerics.stored import cast_stored
 from altgrad_core.plugins import installed
 from altgrad_core.recipes.recipe import OperandCast
 
@@ -22,9 +23,10 @@ class Quantized(NamedTuple):
     """An operand as a GEMM reads it: operand ~ factor * values."""
 
     values: Tensor
-    """Grid values times their scale, but for the factor; in the shape of the operand."""
+    """Grid values times their scale, but for the factor; in the shape of the operand. Or codes, in 8 bits."""
     factor: Tensor | None
-    """What the product has to be multiplied by, 0-d float32 from 1 to below 2; None for 1."""
+    """What the product has to be multiplied by, 0-d float32 from 1 to below 2; None for 1. Of codes the decode scale,
+    0-d or [nr, nc]."""
     statistics: Tensor | None
     """The statistics vector, None unless asked for."""
 
@@ -72,7 +74,7 @@ class Quantizer(nn.Module):
     def forward(
         self, x: Tensor, *, dtype: torch.dtype, statistics: bool, axis: int = -1, draw: Draw | None = None
     ) -> Quantized:
-        """Return ``x`` of any shape as grid values in ``dtype``.
+        """Return ``x`` of any shape as grid values in ``dtype``, or as codes where that is the format's own 8-bit dtype.
 
         ``axis`` says which dimension of ``x``, as the matrix [rows, columns], the GEMM sums over: the last (-1) or the
         rows (0). It changes the result of directional scaling only. ``draw`` names the random bits of stochastic
@@ -82,6 +84,19 @@ class Quantizer(nn.Module):
         scale, inside, factor = self.scaling.shared_out(x, axis)
         if axis == -1:
             self.last_scale, self.last_block = scale, block
+        if dtype.itemsize == 1:
+            codes, vector = cast_stored(
+                x,
+                self.format,
+                scale=scale,
+                block=block,
+                rounding=self.operand.rounding,
+                saturation=self.operand.saturation,
+                draw=draw,
+                random_bits=self.operand.random_bits,
+                statistics=statistics,
+            )
+            return Quantized(codes, scale, vector)
         values, vector = cast(
             x,
             self.format,

@@ -12,18 +12,19 @@ GEMM sums over, once for each. Beyond the operands a recipe casts what a step le
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import attrs
 
-from altgrad_core.errors import AltgradError
+from altgrad_core.errors import AltgradError, unknown
 from altgrad_core.numerics.foreign import is_gfloat
 from altgrad_core.numerics.format import Format
 from altgrad_core.numerics.modes import Rounding, Saturation
 from altgrad_core.plugins import Choice
 
 Compute = Literal["bf16", "fp32"]
-Backend = Literal["auto", "emulated"]
+Backend = Literal["auto", "emulated", "native"]
+GemmName = Literal["fprop", "dgrad", "wgrad"]
 
 OPERANDS = ("input", "weight", "grad_output")
 STATES = ("weight_storage", "optimizer_state", "saved_activations")
@@ -93,6 +94,12 @@ class Override:
     """The recipe of the matching layers: its operands and its ``weight_storage``, the rest is that of the model."""
 
 
+def _gemms(_: Any, __: Any, value: tuple[str, ...]) -> None:
+    for name in value:
+        if name not in get_args(GemmName):
+            raise AltgradError(unknown("GEMM", name, get_args(GemmName)))
+
+
 @attrs.frozen(kw_only=True)
 class Recipe:
     """Operand -> cast; an operand without a cast stays in the compute precision."""
@@ -116,7 +123,11 @@ class Recipe:
     compute: Compute = "bf16"
     """Precision of all that is not cast: ``bf16`` is autocast over FP32 weights, ``fp32`` is plain FP32."""
     backend: Backend = "auto"
-    """``emulated``: cast values, high-precision GEMM. ``auto``: the best one available, which is ``emulated``."""
+    """``emulated``: cast values, high-precision GEMM. ``native``: FP8 units, an error where there are none. ``auto``: FP8
+    units where the device has them and the layer is large enough, else ``emulated``."""
+    fast_accumulation: tuple[GemmName, ...] = attrs.field(default=("fprop",), validator=_gemms)
+    """The native GEMMs (``fprop``, ``dgrad``, ``wgrad``) that sum up in the units' own registers; the others add to FP32
+    sums as they go."""
     overrides: tuple[Override, ...] = ()
     """Exceptions for some layers, first match wins."""
 

@@ -22,14 +22,24 @@ import attrs
 
 from altgrad_core.errors import AltgradError, nearest, unknown
 from altgrad_core.plugins import Choice, Plugins, installed
-from altgrad_core.recipes.recipe import OPERANDS, STATES, Backend, Compute, OperandCast, Override, Recipe, refuse_format
+from altgrad_core.recipes.recipe import (
+    OPERANDS,
+    STATES,
+    Backend,
+    Compute,
+    GemmName,
+    OperandCast,
+    Override,
+    Recipe,
+    refuse_format,
+)
 from altgrad_core.recipes.resolve_cast import CAST_KEYS, HOW, CastResolver, cast_table, check_random_bits, state_table
 from altgrad_core.spelling import shown
 from altgrad_core.structure import Collector, Problem, StructureError, structure
 
 CASTS = (*OPERANDS, "gradient", *STATES)
 _HELD = (*OPERANDS, "gradient")  # what scaling, rounding, ... of the table hold for
-_KEYS = ("name", "base", *CASTS, "scaling", *HOW, "compute", "backend", "overrides")
+_KEYS = ("name", "base", *CASTS, "scaling", *HOW, "compute", "backend", "fast_accumulation", "overrides")
 
 
 def resolve_recipe(spec: str | Mapping[str, Any] | Recipe, *, plugins: Plugins | None = None) -> Recipe:
@@ -43,6 +53,8 @@ def resolve_recipe(spec: str | Mapping[str, Any] | Recipe, *, plugins: Plugins |
 def recipe_table(recipe: Recipe) -> dict[str, Any]:
     """Return the long form, which ``resolve_recipe`` turns back into an equal recipe."""
     table: dict[str, Any] = {"name": recipe.name, "compute": recipe.compute, "backend": recipe.backend}
+    if recipe.fast_accumulation != Recipe(name="").fast_accumulation:
+        table["fast_accumulation"] = list(recipe.fast_accumulation)
     for name in CASTS:
         cast = getattr(recipe, name)
         if cast is not None:
@@ -97,7 +109,8 @@ class _Resolver(CastResolver):
             if key not in _KEYS:
                 collector.add((key,), unknown("key", str(key), _KEYS))
         values: dict[str, Any] = {}
-        for key, hint in (("name", str), ("compute", Compute), ("backend", Backend)):
+        hints = {"name": str, "compute": Compute, "backend": Backend, "fast_accumulation": tuple[GemmName, ...]}
+        for key, hint in hints.items():
             if key in table:
                 with collector.at(key):
                     values[key] = structure(table[key], hint)  # type: ignore[arg-type]

@@ -140,8 +140,8 @@ OWN_SCALES = (
         ("circle", "The recipe 'circle' of the plugin 'altgrad_testing_builtins' is wrong: "
                    "base: The recipes circle -> circle go round in a circle."),
         ("wrong", "The recipe 'wrong' of the plugin 'altgrad_testing_builtins' is wrong: wieght: Unknown key 'wieght'. "
-                  "Did you mean 'weight'? Known: backend, base, compute, grad_output, gradient, input, name, "
-                  "optimizer_state, overrides, random_bits, rounding, saturation, saved_activations, scaling, weight, "
+                  "Did you mean 'weight'? Known: backend, base, compute, fast_accumulation, grad_output, gradient, input, "
+                  "name, optimizer_state, overrides, random_bits, rounding, saturation, saved_activations, scaling, weight, "
                   "weight_storage."),
         ({"input": 5}, "input: expected the name of a format or a table, got 5"),
         ({"input": {"scaling": "none"}}, "input.format: missing; it has no default"),
