@@ -337,7 +337,8 @@ def work_dtype(x: Tensor) -> torch.dtype:
         raise AltgradError(f"A cast takes a tensor, got {type(x).__name__}; make one with torch.tensor(...).")
     if not x.is_floating_point():
         raise AltgradError(f"A cast takes a floating-point tensor, got {x.dtype}; convert it with .float() first.")
-    if x.layout is not torch.strided:
+    # In a backward pass the compiler does not tell; a sparse tensor it refuses itself.
+    if not torch.compiler.is_compiling() and x.layout is not torch.strided:
         raise AltgradError(f"A cast takes a dense tensor, got a tensor of layout {x.layout}; .to_dense() makes one.")
     return torch.float64 if x.dtype is torch.float64 else torch.float32
 

@@ -83,7 +83,7 @@ class Draw:
         return first, columns, whole
 
 
-@attrs.frozen(kw_only=True, eq=False)
+@attrs.define(kw_only=True, eq=False)  # compiled code makes them, and frozen ones it cannot
 class Keys:
     """A ``Draw`` to compiled code: its keys, drawn when the code runs, for the elements of a whole tensor from 0 on.
 

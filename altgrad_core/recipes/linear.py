@@ -41,6 +41,7 @@ from altgrad_core.recipes.backend import Decision, decide
 from altgrad_core.recipes.gemm import LinearGemms, Operand
 from altgrad_core.recipes.quantizer import Quantizer
 from altgrad_core.recipes.recipe import OPERANDS
+from altgrad_core.recipes.site import Site
 
 if TYPE_CHECKING:
     from altgrad_core.recipes.control import CastControl
@@ -67,7 +68,10 @@ class CastLinear(nn.Linear):
         self.cast_name, self.cast_control = name, control
         for operand in OPERANDS:
             how = getattr(recipe, operand)
-            setattr(self, f"{operand}_cast", None if how is None else Quantizer(how).to(self.weight.device))
+            quantizer = None if how is None else Quantizer(how).to(self.weight.device)
+            setattr(self, f"{operand}_cast", quantizer)
+            if quantizer is not None:
+                quantizer.site = Site(control, f"{name}.{operand}", quantizer)
         self._decide = functools.partial(
             decide, wish=recipe.backend, fast=recipe.fast_accumulation, keeps_values=keeps_values
         )
@@ -105,16 +109,12 @@ class CastLinear(nn.Linear):
         quantizer: Quantizer | None = getattr(self, f"{operand}_cast")
         if quantizer is None:
             return Operand(x.to(dtype), None)
-        control = self.cast_control
-        key = f"{self.cast_name}.{operand}"
-        draw = None
-        if quantizer.draws:
-            draw = control.draw(key if axis == -1 else f"{key}.axis{axis}")
+        draw = quantizer.site.draw(x, axis) if quantizer.draws else None
         values, factor, statistics = quantizer(
-            x, dtype=dtype, statistics=counted and control.collecting, axis=axis, draw=draw
+            x, dtype=dtype, statistics=counted and self.cast_control.collecting, axis=axis, draw=draw
         )
         if statistics is not None:
-            control.record(key, statistics)
+            quantizer.site.record(statistics, axis)
         return Operand(values, factor)
 
     def casts_each(self, operand: str) -> bool:
