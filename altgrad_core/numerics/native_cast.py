@@ -19,7 +19,6 @@ from altgrad_core.numerics.statistics import FIELDS
 from altgrad_core.numerics.stochastic import Draw, Keys, pages_of
 
 
-
 class Bits(NamedTuple):
     """Which random bits the elements of a tensor draw."""
 

@@ -12,7 +12,7 @@ from altgrad_core.numerics.blockwise import Block
 from altgrad_core.numerics.cast import cast
 from altgrad_core.numerics.formats import BlockFormat, Format
 from altgrad_core.numerics.registry import get_format
-from altgrad_core.numerics.scaling import ScalingPolicy
+from altgrad_core.numerics.scaling import Scale, ScalingPolicy
 from altgrad_core.numerics.stochastic import Draw, Keys
 from altgrad_core.numerics.stored import cast_stored
 from altgrad_core.plugins import installed
@@ -77,6 +77,11 @@ class Quantizer(nn.Module):
         """Whether ``forward`` needs a ``draw``."""
         return self.operand.rounding == "stochastic"
 
+    @property
+    def remembers(self) -> bool:
+        """Whether the scale depends on what was cast before: the policy has a state."""
+        return next(self.scaling.buffers(), None) is not None
+
     def forward(
         self, x: Tensor, *, dtype: torch.dtype, statistics: bool, axis: int = -1, draw: Draw | Keys | None = None
     ) -> Quantized:
@@ -88,6 +93,8 @@ class Quantizer(nn.Module):
         """
         block = self.scaling.block(x, axis)
         scale, inside, factor = self.scaling.shared_out(x, axis)
+        if torch.compiler.is_compiling() and self.remembers:
+            scale, inside, factor = self.site.settled(Scale(scale, inside, factor))
         if axis == -1 and not torch.compiler.is_compiling():
             self.last_scale, self.last_block = scale, block
         elif axis == -1 and statistics:

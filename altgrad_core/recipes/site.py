@@ -5,6 +5,10 @@ do, and a *ticket* says for which operand: a CPU tensor with a number, which ``_
 runs. A name, a seed or a step in the code would be constants of it: each step, and each block of a model that is compiled
 block by block, would be compiled anew. To the compiler the operators change the ticket, so that it neither leaves one out
 nor merges two.
+
+The compiler may compute a part of the forward pass again in the backward pass rather than keep it, from a history that
+has moved on by then, and without a word (torch 2.13). Scales with a history go through an operator, whose result is kept. Under
+activation checkpointing the operators themselves run again; then those that depend on more than their operands refuse.
 """
 
 from __future__ import annotations
@@ -16,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from altgrad_core.errors import AltgradError
 from altgrad_core.numerics.blockwise import Block
+from altgrad_core.numerics.scaling import Scale
 from altgrad_core.numerics.stochastic import Draw, Keys, keys_of, pages_of
 from altgrad_core.recipes.control import CastControl
 
@@ -31,8 +37,10 @@ _TAGS = (torch._C.Tag.cudagraph_unsafe,)  # a recorded graph would replay the ke
 class Site:
     """The place of one operand of one layer. Copied and unpickled with its model, it is another place."""
 
-    def __init__(self, control: CastControl, key: str, quantizer: Quantizer) -> None:
+    def __init__(self, control: CastControl, key: str, quantizer: Quantizer, *, forward: bool) -> None:
         self.control, self.key, self.quantizer = control, key, quantizer
+        self.forward = forward
+        """Whether the operand is cast in the forward pass first."""
         self._open()
 
     def _open(self) -> None:
@@ -43,18 +51,22 @@ class Site:
         self.rows = torch.tensor([number, 0], device="cpu")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"control": self.control, "key": self.key, "quantizer": self.quantizer}
+        return {name: value for name, value in self.__dict__.items() if name not in ("last", "rows")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._open()
 
-    def draw(self, x: Tensor, axis: int) -> Draw | Keys:
-        """Return what names the random bits of the next cast, of ``x``, for the GEMM that sums over ``axis``."""
+    def draw(self, x: Tensor, axis: int, after: Tensor | None = None) -> Draw | Keys:
+        """Return what names the random bits of the next cast, of ``x``, for the GEMM that sums over ``axis``.
+
+        ``after`` is a tensor that has to be there first.
+        """
         if not torch.compiler.is_compiling():
             return self._draw(axis)
+        assert axis == -1 or not self.forward or after is not None, "after=the gradient is missing"
         pages = len(pages_of(_WHOLE, x.shape)) if x.numel() else 1
-        return Keys(keys=_draw(self.last if axis == -1 else self.rows, pages))
+        return Keys(keys=_draw(self.last if axis == -1 else self.rows, pages, after))
 
     def record(self, statistics: Tensor, axis: int) -> None:
         """Keep the statistics of a cast for the GEMM that sums over ``axis``."""
@@ -62,6 +74,13 @@ class Site:
             _record(self.last if axis == -1 else self.rows, statistics)
         else:
             self.control.record(self.key, statistics)
+
+    def settled(self, scale: Scale) -> Scale:
+        """Return, in compiled code, a scale that depends on what was cast before, as one that is computed once."""
+        if not self.forward:
+            return scale  # what the backward pass computes is not computed again
+        decode, inside, factor = _settle(self.last, *scale)
+        return Scale(decode, inside, None if scale.factor is None else factor)
 
     def keep(self, scale: Tensor, block: Block | None) -> None:
         """Have compiled code keep what the operand was scaled by, where ``Quantizer`` keeps it."""
@@ -79,25 +98,60 @@ def _find(ticket: Tensor) -> tuple[Site, int]:
     return _SITES[number], axis
 
 
+def _again(site: Site, axis: int) -> bool:
+    """Tell whether the forward pass is being computed again, which happens within the backward pass."""
+    return site.forward and axis == -1 and torch._C._current_graph_task_id() != -1  # there is no public way to ask
+
+
+def _refuse_again(site: Site, axis: int) -> None:
+    if _again(site, axis):
+        raise AltgradError(
+            f"'{site.key}' is computed again in the backward pass, by activation checkpointing of compiled code, where its "
+            "random bits and the scales of a history cannot be had a second time. Leave what is checkpointed uncompiled, "
+            "or use a scaling without a history and rounding to nearest."
+        )
+
+
 @torch.library.custom_op(
-    "altgrad::draw", mutates_args=("ticket",), schema="(Tensor(a!) ticket, SymInt pages) -> Tensor", tags=_TAGS
+    "altgrad::draw",
+    mutates_args=("ticket",),
+    schema="(Tensor(a!) ticket, SymInt pages, Tensor? after) -> Tensor",
+    tags=_TAGS,
 )
-def _draw(ticket: Tensor, pages: int) -> Tensor:
+def _draw(ticket: Tensor, pages: int, after: Tensor | None) -> Tensor:
     site, axis = _find(ticket)
+    _refuse_again(site, axis)
     return keys_of(site._draw(axis), range(pages))
 
 
 @_draw.register_fake
-def _(ticket: Tensor, pages: int) -> Tensor:
+def _(ticket: Tensor, pages: int, after: Tensor | None) -> Tensor:
     return ticket.new_empty((pages, 2))
+
+
+@torch.library.custom_op(
+    "altgrad::settle",
+    mutates_args=("ticket",),
+    schema="(Tensor(a!) ticket, Tensor decode, Tensor inside, Tensor? factor) -> (Tensor, Tensor, Tensor)",
+    tags=_TAGS,
+)
+def _settle(ticket: Tensor, decode: Tensor, inside: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    _refuse_again(*_find(ticket))
+    return decode.clone(), inside.clone(), decode.new_empty(()) if factor is None else factor.clone()
+
+
+@_settle.register_fake
+def _(ticket: Tensor, decode: Tensor, inside: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(decode), torch.empty_like(inside), decode.new_empty(())
 
 
 @torch.library.custom_op(
     "altgrad::record", mutates_args=("ticket",), schema="(Tensor(a!) ticket, Tensor statistics) -> ()", tags=_TAGS
 )
 def _record(ticket: Tensor, statistics: Tensor) -> None:
-    site, _ = _find(ticket)
-    site.control.record(site.key, statistics.clone())
+    site, axis = _find(ticket)
+    if not _again(site, axis):  # an element counts once
+        site.control.record(site.key, statistics.clone())
 
 
 @torch.library.custom_op(
