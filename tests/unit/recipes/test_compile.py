@@ -143,19 +143,19 @@ def test_compiled_code(recipe: object, kernel: str, monkeypatch: pytest.MonkeyPa
 def test_blocks_that_are_compiled_one_by_one_share_a_graph() -> None:
     """Names are no constants of it; each block's statistics and bits are its own."""
     torch.manual_seed(0)
-    model, _ = altgrad.convert(nn.Sequential(*(Block() for _ in range(10))), STOCHASTIC)
+    model, _ = altgrad.convert(nn.Sequential(*(Block() for _ in range(9))), STOCHASTIC)
     eager, counter = copy.deepcopy(model), CompileCounter()
     for block in model:
         block.compile(backend=counter, fullgraph=True)
     results = []
     for each in (model, eager):
         control(each).collecting = True
-        each(torch.linspace(-1, 1, 320).reshape(10, 32)).sum().backward()
+        each(torch.linspace(-1, 1, 64).reshape(2, 32)).sum().backward()
         results.append((control(each).take(), [p.grad for p in each.parameters()]))
     (mine, gradients), (theirs, expected) = results
     assert counter.frame_count <= 2  # the first block's input takes no gradient
     assert mine.keys() == theirs.keys()
-    assert len(mine) == 60
+    assert len(mine) == 54
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
     assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
 
@@ -188,7 +188,9 @@ def test_checkpoints_in_compiled_code() -> None:
     assert {key: vector.tolist() for key, vector in mine.items()} == {k: v.tolist() for k, v in theirs.items()}
 
 
-@pytest.mark.parametrize("recipe", [STOCHASTIC, {"base": "e4m3fn", "scaling": "delayed"}], ids=str)
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(STOCHASTIC, marks=pytest.mark.slow), {"base": "e4m3fn", "scaling": "delayed"}], ids=str
+)
 def test_checkpoints_that_cannot_be_repeated_are_refused(recipe: object) -> None:
     model = converted(recipe, again=True)
     loss = torch.compile(model, backend="aot_eager", fullgraph=True)(torch.ones(2, 32)).sum()
@@ -198,6 +200,7 @@ def test_checkpoints_that_cannot_be_repeated_are_refused(recipe: object) -> None
         loss.backward()
 
 
+@pytest.mark.slow
 def test_copies_are_places_of_their_own() -> None:
     model = converted(STOCHASTIC)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
