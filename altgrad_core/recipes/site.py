@@ -46,12 +46,14 @@ class Site:
     def _open(self) -> None:
         number = next(_NUMBERS)
         _SITES[number] = self
-        # One for each dimension that a GEMM sums over: the forward pass changes the first, the backward pass the other.
-        self.last = torch.tensor([number, -1], device="cpu")
-        self.rows = torch.tensor([number, 0], device="cpu")
+        # One for each pass and each dimension that a GEMM sums over: what one pass changes the other one leaves alone.
+        self._tickets = [torch.tensor([number, axis, late], device="cpu") for late in (0, 1) for axis in (-1, 0)]
+
+    def _ticket(self, axis: int, *, late: bool) -> Tensor:
+        return self._tickets[2 * late + (axis == 0)]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("last", "rows")}
+        return {name: value for name, value in self.__dict__.items() if name != "_tickets"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -60,18 +62,19 @@ class Site:
     def draw(self, x: Tensor, axis: int, after: Tensor | None = None) -> Draw | Keys:
         """Return what names the random bits of the next cast, of ``x``, for the GEMM that sums over ``axis``.
 
-        ``after`` is a tensor that has to be there first.
+        ``after`` is the gradient, where the backward pass casts an operand of the forward pass.
         """
         if not torch.compiler.is_compiling():
             return self._draw(axis)
-        assert axis == -1 or not self.forward or after is not None, "after=the gradient is missing"
+        late = not self.forward or after is not None
+        assert late or axis == -1, "after=the gradient is missing"
         pages = len(pages_of(_WHOLE, x.shape)) if x.numel() else 1
-        return Keys(keys=_draw(self.last if axis == -1 else self.rows, pages, after))
+        return Keys(keys=_draw(self._ticket(axis, late=late), pages, after))
 
     def record(self, statistics: Tensor, axis: int) -> None:
         """Keep the statistics of a cast for the GEMM that sums over ``axis``."""
         if torch.compiler.is_compiling():
-            _record(self.last if axis == -1 else self.rows, statistics)
+            _record(self._ticket(axis, late=not self.forward), statistics)
         else:
             self.control.record(self.key, statistics)
 
@@ -79,12 +82,12 @@ class Site:
         """Return, in compiled code, a scale that depends on what was cast before, as one that is computed once."""
         if not self.forward:
             return scale  # what the backward pass computes is not computed again
-        decode, inside, factor = _settle(self.last, *scale)
+        decode, inside, factor = _settle(self._ticket(-1, late=False), *scale)
         return Scale(decode, inside, None if scale.factor is None else factor)
 
     def keep(self, scale: Tensor, block: Block | None) -> None:
         """Have compiled code keep what the operand was scaled by, where ``Quantizer`` keeps it."""
-        _keep(self.last, scale, list(block or ()))
+        _keep(self._ticket(-1, late=not self.forward), scale, list(block or ()))
 
     def _draw(self, axis: int) -> Draw:
         return self.control.draw(self.key if axis == -1 else f"{self.key}.axis{axis}")
@@ -93,18 +96,15 @@ class Site:
 _WHOLE = Draw(seed=0)
 
 
-def _find(ticket: Tensor) -> tuple[Site, int]:
-    number, axis = ticket.tolist()
-    return _SITES[number], axis
+def _find(ticket: Tensor) -> tuple[Site, int, bool]:
+    """Return the site, the axis, and whether the forward pass is being computed again, within the backward pass."""
+    number, axis, late = ticket.tolist()
+    again = not late and torch._C._current_graph_task_id() != -1  # there is no public way to ask
+    return _SITES[number], axis, again
 
 
-def _again(site: Site, axis: int) -> bool:
-    """Tell whether the forward pass is being computed again, which happens within the backward pass."""
-    return site.forward and axis == -1 and torch._C._current_graph_task_id() != -1  # there is no public way to ask
-
-
-def _refuse_again(site: Site, axis: int) -> None:
-    if _again(site, axis):
+def _refuse_again(site: Site, again: bool) -> None:
+    if again:
         raise AltgradError(
             f"'{site.key}' is computed again in the backward pass, by activation checkpointing of compiled code, where its "
             "random bits and the scales of a history cannot be had a second time. Leave what is checkpointed uncompiled, "
@@ -119,8 +119,8 @@ def _refuse_again(site: Site, axis: int) -> None:
     tags=_TAGS,
 )
 def _draw(ticket: Tensor, pages: int, after: Tensor | None) -> Tensor:
-    site, axis = _find(ticket)
-    _refuse_again(site, axis)
+    site, axis, again = _find(ticket)
+    _refuse_again(site, again)
     return keys_of(site._draw(axis), range(pages))
 
 
@@ -136,7 +136,8 @@ def _(ticket: Tensor, pages: int, after: Tensor | None) -> Tensor:
     tags=_TAGS,
 )
 def _settle(ticket: Tensor, decode: Tensor, inside: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    _refuse_again(*_find(ticket))
+    site, _, again = _find(ticket)
+    _refuse_again(site, again)
     return decode.clone(), inside.clone(), decode.new_empty(()) if factor is None else factor.clone()
 
 
@@ -149,8 +150,8 @@ def _(ticket: Tensor, decode: Tensor, inside: Tensor, factor: Tensor | None) -> 
     "altgrad::record", mutates_args=("ticket",), schema="(Tensor(a!) ticket, Tensor statistics) -> ()", tags=_TAGS
 )
 def _record(ticket: Tensor, statistics: Tensor) -> None:
-    site, axis = _find(ticket)
-    if not _again(site, axis):  # an element counts once
+    site, _, again = _find(ticket)
+    if not again:  # an element counts once
         site.control.record(site.key, statistics.clone())
 
 

@@ -173,6 +173,7 @@ def test_casts_are_switched_off_in_compiled_code() -> None:
     assert not torch.equal(plain(x), cast)
 
 
+@pytest.mark.slow
 def test_checkpoints_in_compiled_code() -> None:
     """The same gradients, and elements that count once, where a cast depends on its operand alone; else an error."""
     x = torch.linspace(-1, 1, 64).reshape(2, 32)
