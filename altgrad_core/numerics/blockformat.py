@@ -54,6 +54,11 @@ class BlockFormat(Format):
         return self.element.max_finite
 
     @property
+    def target(self) -> str:
+        """``scale_target`` as text."""
+        return self.element.target
+
+    @property
     def scale_target(self) -> float:
         """The magnitude that scaling by amax puts the largest element at."""
         return self.element.scale_target

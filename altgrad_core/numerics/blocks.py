@@ -48,7 +48,7 @@ from altgrad_core.numerics.formats import BlockFormat, FloatFormat, Format
 from altgrad_core.numerics.kernel import grid_of
 from altgrad_core.numerics.modes import MX_MODES, MXMode
 from altgrad_core.numerics.registry import get_format
-from altgrad_core.numerics.scaling import MAX_SCALE, MIN_SCALE, power_of_two_from, usable
+from altgrad_core.numerics.scaling import MAX_SCALE, MIN_SCALE, power_of_two_from, scale_range, target_of, usable
 
 E2M1 = FloatFormat(name="e2m1fn", exponent_bits=2, mantissa_bits=1, specials="none")
 E4M3 = FloatFormat(name="e4m3fn", exponent_bits=4, mantissa_bits=3, specials="fn")
@@ -66,21 +66,21 @@ def mx_scale(amax: Tensor, element: Format, mode: MXMode = "rceil") -> Tensor:
         raise AltgradError(unknown("mode of MX scales", str(mode), MX_MODES))
     good = usable(amax)
     size = torch.where(good, amax, 1.0).double()
-    emax = math.frexp(element.scale_target)[1] - 1
+    emax = math.frexp(target_of(element))[1] - 1
     if mode == "rceil":
-        scale = power_of_two_from(size / element.scale_target)
+        scale = power_of_two_from(size / target_of(element))
     elif mode == "ceil":
         scale = power_of_two_from(size) * 2.0**-emax
     else:
         kept = _MANTISSA_64 if mode == "floor" else top_mantissa_bits(element)
         carry = 1 << (_MANTISSA_64 - 1 - kept) if kept < _MANTISSA_64 else 0
         scale = power_of_two_from(size, carry) * 2.0**-emax
-    return torch.where(good, scale.clamp(_SMALLEST_E8M0, _LARGEST_E8M0).to(torch.float32), 1.0)
+    return torch.where(good, scale.clamp(2.0**-127, 2.0**127).to(torch.float32), 1.0)
 
 
 def top_mantissa_bits(format: Format) -> int:
     """Return how many mantissa bits the values in the binade of ``scale_target`` have, up to 52."""
-    emax = math.frexp(format.scale_target)[1] - 1
+    emax = math.frexp(target_of(format))[1] - 1
     if isinstance(format, FloatFormat):
         grid = grid_of(format)  # whose numbers are constants to the compiler, too; it gets a shift by others wrong
         return grid.mantissa_bits - max(0, 1 - grid.bias - emax)
@@ -103,15 +103,17 @@ def nvfp4_scales(
     """
     check_two_levels(scale_format)
     known = usable(tensor_amax)
-    ratio = torch.where(known, tensor_amax, 1.0).double() / (scale_format.scale_target * element.scale_target)
+    ratio = torch.where(known, tensor_amax, 1.0).double() / (target_of(scale_format) * target_of(element))
     if power_of_two:
         ratio = power_of_two_from(ratio)
-    least, most = MIN_SCALE / scale_format.min_positive, MAX_SCALE / scale_format.max_finite
+    smallest, largest = scale_range()
+    ends = grid_of(scale_format) if isinstance(scale_format, FloatFormat) else scale_format
+    least, most = smallest / ends.min_positive, largest / ends.max_finite
     tensor_scale = torch.where(known, ratio.clamp(least, most).to(torch.float32), 1.0)
     # A float64 quotient of float32 numbers, rounded to float32, is the float32 quotient, on every device and compiled.
-    share = (block_amax.double() / element.scale_target).to(torch.float32)
+    share = (block_amax.double() / target_of(element)).to(torch.float32)
     block_scale = quantize((share.double() / tensor_scale.double()).to(torch.float32), scale_format)
-    block_scale = block_scale.clamp_min(scale_format.min_positive)
+    block_scale = block_scale.clamp_min(ends.min_positive)
     return torch.where(usable(block_amax), block_scale, 1.0), tensor_scale
 
 

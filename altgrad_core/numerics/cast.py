@@ -7,8 +7,9 @@ x is multiplied by float32(1 / scale), which is exact for a power of two, in flo
 scale serves the whole tensor or each block of it: then x counts as a matrix, its last dimension by the product of the
 others. Three ways give the same bits:
 
-    native    CPU, outside the compiler, formats that float32 arithmetic rounds exactly: one pass (``cpp/cast.cpp``)
-    chunks    likewise without a C++ compiler on the machine, nearest even: pieces that stay in the cache
+    native    CPU, formats that float32 arithmetic rounds exactly: one pass (``cpp/cast.cpp``), in compiled code as an
+              operator (``native_ops.py``)
+    chunks    likewise without a C++ compiler on the machine, uncompiled, nearest even: pieces that stay in the cache
     tensors   everything else, with whole-tensor operations for the compiler or the device's allocator to deal with
 
 In compiled code pass a ``Format``, not a name: looking a name up is nothing that a compiler can trace.
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 from altgrad_core.errors import AltgradError, unknown
-from altgrad_core.numerics import native_cast
+from altgrad_core.numerics import native_cast, native_ops
 from altgrad_core.numerics.blockwise import Block, check_scale, expand
 from altgrad_core.numerics.formats import BlockFormat, FloatFormat, Format, TableFormat
 from altgrad_core.numerics.kernel import grid_of, round_nearest_even
@@ -33,7 +34,7 @@ from altgrad_core.numerics.modes import ROUNDINGS, SATURATIONS, Rounding, Satura
 from altgrad_core.numerics.registry import get_format
 from altgrad_core.numerics.roundings import round_to_grid
 from altgrad_core.numerics.statistics import FIELDS, chunk_statistics, combine, tensor_statistics
-from altgrad_core.numerics.stochastic import MAX_RANDOM_BITS, Draw
+from altgrad_core.numerics.stochastic import MAX_RANDOM_BITS, Draw, Keys
 from altgrad_core.numerics.stochastic import random_bits as draw_bits
 from altgrad_core.numerics.tables import round_to_table, table_overflow
 
@@ -50,7 +51,7 @@ def quantize(
     block: Block | None = None,
     rounding: Rounding = "nearest_even",
     saturation: Saturation = "finite",
-    draw: Draw | None = None,
+    draw: Draw | Keys | None = None,
     random_bits: int = MAX_RANDOM_BITS,
 ) -> Tensor:
     """Return scale * (the value of ``format`` that x / scale rounds to), in the shape and dtype of ``x``.
@@ -114,7 +115,7 @@ def cast(
     block: Block | None = None,
     rounding: Rounding = "nearest_even",
     saturation: Saturation = "finite",
-    draw: Draw | None = None,
+    draw: Draw | Keys | None = None,
     random_bits: int = MAX_RANDOM_BITS,
     dtype: torch.dtype | None = None,
     multiplier: float | Tensor = 1.0,
@@ -165,9 +166,25 @@ def cast(
                 multiplier = _of_blocks(multiplier, scale)
             return native_cast.cast_matrix(
                 x,
-                fmt,
+                fmt.constants,
                 scale=scale,
                 multiplier=multiplier,
+                block=block,
+                rounding=rounding,
+                saturation=saturation,
+                bits=native_cast.Bits.of(draw, x) if draw is not None and rounding == "stochastic" else None,
+                random_bits=random_bits,
+                dtype=dtype,
+                statistics=statistics,
+            )
+        if native_cast.takes_compiled(x) and native_cast.casts(fmt, rounding):
+            if block is not None:
+                multiplier = _of_blocks(multiplier, scale)
+            return native_ops.cast_matrix(
+                x,
+                fmt.constants,
+                scale=_tensor(scale),
+                multiplier=None if not isinstance(multiplier, Tensor) and multiplier == 1.0 else _tensor(multiplier),
                 block=block,
                 rounding=rounding,
                 saturation=saturation,
@@ -230,7 +247,7 @@ def refuse_scales(format: BlockFormat, scale: float | Tensor, block: Block | Non
         )
 
 
-def _check_modes(rounding: Rounding, saturation: Saturation, draw: Draw | None, random_bits: int) -> None:
+def _check_modes(rounding: Rounding, saturation: Saturation, draw: Draw | Keys | None, random_bits: int) -> None:
     if rounding not in ROUNDINGS:
         raise AltgradError(unknown("rounding", str(rounding), ROUNDINGS))
     if saturation not in SATURATIONS:
@@ -242,7 +259,7 @@ def _check_modes(rounding: Rounding, saturation: Saturation, draw: Draw | None, 
             "Stochastic rounding needs to know which random bits to draw, so that they can be drawn again: pass "
             "draw=Draw(seed=..., step=..., name=...)."
         )
-    if not isinstance(draw, Draw):
+    if not isinstance(draw, Draw | Keys):
         raise AltgradError(
             f"draw is a Draw, which names the random bits, got {draw!r:.60}; pass draw=Draw(seed=..., step=..., name=...)."
         )
@@ -261,6 +278,13 @@ def _scalars(scale: float | Tensor, multiplier: float | Tensor) -> tuple[float, 
         assert isinstance(checked, float)
         inverse, value = checked, _float32(scale)
     return inverse, value, _float32(multiplier.item() if isinstance(multiplier, Tensor) else multiplier)
+
+
+def _tensor(scale: float | Tensor) -> Tensor:
+    """Return a scale as a float32 tensor on the CPU."""
+    if isinstance(scale, Tensor):
+        return scale.detach().to(torch.float32)
+    return scale_tensor(scale, torch.device("cpu"))
 
 
 def _of_blocks(multiplier: float | Tensor, scale: float | Tensor) -> float | Tensor:
@@ -313,7 +337,8 @@ def work_dtype(x: Tensor) -> torch.dtype:
         raise AltgradError(f"A cast takes a tensor, got {type(x).__name__}; make one with torch.tensor(...).")
     if not x.is_floating_point():
         raise AltgradError(f"A cast takes a floating-point tensor, got {x.dtype}; convert it with .float() first.")
-    if x.layout is not torch.strided:
+    # In a backward pass the compiler does not tell; a sparse tensor it refuses itself.
+    if not torch.compiler.is_compiling() and x.layout is not torch.strided:
         raise AltgradError(f"A cast takes a dense tensor, got a tensor of layout {x.layout}; .to_dense() makes one.")
     return torch.float64 if x.dtype is torch.float64 else torch.float32
 

@@ -72,6 +72,8 @@ class FloatFormat(Format):
     is overflow."""
     constants: str = attrs.field(init=False, eq=False, repr=False)
     """What ``altgrad_core.numerics.kernel.Grid`` holds, as text: see there."""
+    target: str = attrs.field(init=False, eq=False, repr=False)
+    """``scale_target`` as text, likewise."""
 
     @bias.default
     def _default_bias(self) -> int:
@@ -103,6 +105,7 @@ class FloatFormat(Format):
         numbers = [e, m, self.bias, self.signed, self.has_inf, self.has_nan, self.has_negative_zero]
         numbers += [self.threshold_rounds_to_max]
         lengths = [self.min_normal or 0.0, self.min_positive, self.max_finite, self.overflow_threshold, self.beyond]
+        put(self, "target", repr(self.scale_target))
         put(self, "constants", " ".join([*(str(int(n)) for n in numbers), *(repr(length) for length in lengths)]))
 
     def _check(self) -> None:

@@ -91,6 +91,11 @@ class Format(abc.ABC):
         otherwise."""
         return self.max_finite
 
+    @property
+    def target(self) -> str:
+        """``scale_target`` as text, which is a constant to a tracing compiler."""
+        return repr(self.scale_target)
+
     @abc.abstractmethod
     def value(self, code: int) -> float:
         """Return the value of a code in ``range(2 ** bits)``: a finite number, -0.0, an infinity or NaN."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +16,29 @@ from altgrad_core.numerics.modes import Rounding, Saturation
 from altgrad_core.numerics.native import status
 from altgrad_core.numerics.native_kinds import TYPES, kind_pointers, path_in_kernel
 from altgrad_core.numerics.statistics import FIELDS
-from altgrad_core.numerics.stochastic import Draw
+from altgrad_core.numerics.stochastic import Draw, Keys, pages_of
+
+
+class Bits(NamedTuple):
+    """Which random bits the elements of a tensor draw."""
+
+    keys: Sequence[int]
+    """The two halves of the key of each page that they lie on."""
+    first: int
+    """Number of the first element."""
+    whole: int
+    """Columns of the whole that the tensor is a part of."""
+
+    @classmethod
+    def of(cls, draw: Draw | Keys, x: Tensor) -> Bits | None:
+        """Return those of a draw; None for an empty tensor."""
+        first, _, whole = draw.layout(x.shape)
+        if not x.numel():
+            return None
+        if isinstance(draw, Keys):
+            return cls(draw.keys.flatten().tolist(), first, whole)
+        return cls([half for page in pages_of(draw, x.shape) for half in draw.key(page)], first, whole)
+
 
 _Two = ctypes.c_float * 2
 _PATHS: dict[str, int | None] = {}
@@ -45,10 +69,26 @@ def rounds(grid: Grid) -> bool:
     return path_in_kernel(grid) is not None and grid.bias <= 127 and grid.max_finite < 2.0**128
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _built() -> bool:
+    return status().native
+
+
+def takes_compiled(x: Tensor) -> bool:
+    """Tell whether compiled code leaves ``x`` to the operators of ``native_ops``: a CPU tensor, and the kernel is built.
+
+    On other devices the compiler fuses the tensor operations with what is before and after them.
+    """
+    compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    return compiling and x.device.type == "cpu" and _built()
+
+
 def casts(format: FloatFormat | TableFormat, rounding: Rounding) -> bool:
     """Tell whether the native kernel casts to the format: to grids it rounds to, and to tables by their buckets."""
     if isinstance(format, TableFormat):
         return rounding != "stochastic"
+    if torch.compiler.is_compiling():
+        return path_in_kernel(grid_of(format)) is not None
     found = _PATHS.get(format.constants, -1)
     if found == -1:
         found = _PATHS[format.constants] = path_in_kernel(grid_of(format))
@@ -57,21 +97,22 @@ def casts(format: FloatFormat | TableFormat, rounding: Rounding) -> bool:
 
 def cast_matrix(
     x: Tensor,
-    format: FloatFormat | TableFormat,
+    constants: str,
     *,
     scale: float | Tensor,
     multiplier: float | Tensor,
     block: Block | None,
     rounding: Rounding,
     saturation: Saturation,
-    draw: Draw | None,
+    bits: Bits | None,
     random_bits: int,
     dtype: torch.dtype,
     statistics: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Cast ``x`` (any floating type but float64) to ``multiplier * q`` in ``dtype`` (float32 or bfloat16).
 
-    ``scale`` and ``multiplier`` are numbers, or with ``block`` float32 [nr, nc], of which the second may be the number 1.
+    ``constants`` are those of the format. ``scale`` and ``multiplier`` are numbers, or with ``block`` float32 [nr, nc],
+    of which the second may be the number 1. ``bits`` are what ``stochastic`` rounding draws.
     """
     library = status().library
     assert library is not None
@@ -89,9 +130,9 @@ def cast_matrix(
         start = ctypes.addressof(held)
         pointers = (start, start + 4)
     block_rows, block_columns = block or (0, 0)
-    keys, first, whole = (None, 0, 0) if draw is None else _keys(draw, source)
+    keys = None if bits is None else (ctypes.c_uint32 * len(bits.keys))(*bits.keys)
     library.altgrad_cast(
-        *kind_pointers(format, source.dtype, dtype, rounding, saturation, random_bits),
+        *kind_pointers(constants, source.dtype, dtype, rounding, saturation, random_bits),
         source.data_ptr(),
         result.data_ptr(),
         rows,
@@ -100,8 +141,8 @@ def cast_matrix(
         block_rows,
         block_columns,
         keys,
-        first,
-        whole,
+        0 if bits is None else bits.first,
+        0 if bits is None else bits.whole,
         None if vector is None else vector.data_ptr(),
         threads_for(source),
     )
@@ -135,11 +176,3 @@ def amax(x: Tensor, block: Block | None) -> Tensor:
 def threads_for(x: Tensor) -> int:
     """Return how many threads are worth their while."""
     return torch.get_num_threads() if x.numel() > _ALONE else 1
-
-
-def _keys(draw: Draw, x: Tensor) -> tuple[ctypes.Array[ctypes.c_uint32], int, int]:
-    """Return the keys of all pages that the tensor's elements lie on, the first number, and the whole's columns."""
-    first, columns, whole = draw.layout(x.shape)
-    last = first + (x.numel() // columns - 1) * whole + columns - 1
-    keys = [half for page in range(first >> 32, (last >> 32) + 1) for half in draw.key(page)]
-    return (ctypes.c_uint32 * len(keys))(*keys), first, whole

@@ -12,9 +12,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from altgrad_core.numerics.formats import FloatFormat, TableFormat
-from altgrad_core.numerics.kernel import Grid, grid_of, path_of
+from altgrad_core.numerics.formats import TableFormat
+from altgrad_core.numerics.kernel import Grid, path_of
 from altgrad_core.numerics.modes import ROUNDINGS, SATURATIONS, Rounding, Saturation
+from altgrad_core.numerics.tableformat import read_constants
 from altgrad_core.numerics.tables import lookup
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -73,23 +74,26 @@ _KINDS: dict[tuple[object, ...], _Pointers] = {}
 
 
 def kind_pointers(
-    format: FloatFormat | TableFormat,
+    constants: str,
     x_type: torch.dtype,
     q_type: torch.dtype,
     rounding: Rounding,
     saturation: Saturation,
     random_bits: int,
 ) -> _Pointers:
-    """Return pointers to what the kernel calls a kind and a table; kept, since a conversion costs more than a small cast."""
-    key = (format.constants, x_type, q_type, rounding, saturation, random_bits)  # the hash of text is kept, too
+    """Return pointers to what the kernel calls a kind and a table; kept, since a conversion costs more than a small cast.
+
+    ``constants`` are those of the format, which say all of it.
+    """
+    key = (constants, x_type, q_type, rounding, saturation, random_bits)  # the hash of text is kept, too
     found = _KINDS.get(key)
     if found is None:
-        found = _KINDS[key] = _pointers(format, x_type, q_type, rounding, saturation, random_bits)
+        found = _KINDS[key] = _pointers(constants, x_type, q_type, rounding, saturation, random_bits)
     return found
 
 
 def _pointers(
-    format: FloatFormat | TableFormat,
+    constants: str,
     x_type: torch.dtype,
     q_type: torch.dtype,
     rounding: Rounding,
@@ -97,7 +101,9 @@ def _pointers(
     random_bits: int,
 ) -> _Pointers:
     table = None
-    if isinstance(format, TableFormat):
+    if ";" in constants:
+        numbers, ends = read_constants(constants)
+        format = TableFormat(name="table", table=numbers, beyond=ends or None)
         table = _native_table(format, rounding, saturation)
         _KEPT.append(table)
         # What a grid's numbers say of a table: no subnormals, and what bfloat16 must hold.
@@ -105,9 +111,9 @@ def _pointers(
             0, 0, 0, 1, 0, 0, 1, 1, 0, 0.0, 1.0, 0.0, format.min_positive, format.max_finite, math.inf, math.inf
         )
     else:
-        grid = _native_grid(grid_of(format))
-    numbers = (TYPES[x_type], TYPES[q_type], ROUNDINGS.index(rounding), SATURATIONS.index(saturation), random_bits)
-    kind = _Kind(*numbers, grid)
+        grid = _native_grid(Grid.parse(constants))
+    modes = (TYPES[x_type], TYPES[q_type], ROUNDINGS.index(rounding), SATURATIONS.index(saturation), random_bits)
+    kind = _Kind(*modes, grid)
     _KEPT.append(kind)
     pointer = None if table is None else ctypes.c_void_p(ctypes.addressof(table))
     return ctypes.c_void_p(ctypes.addressof(kind)), pointer

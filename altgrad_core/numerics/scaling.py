@@ -21,7 +21,14 @@ from torch import Tensor, nn
 from altgrad_core.numerics.blockwise import Block
 from altgrad_core.numerics.formats import Format
 
-MIN_SCALE, MAX_SCALE = 2.0**-126, 2.0**126
+
+def scale_range() -> tuple[float, float]:
+    """Return the smallest and the largest scale: by a function, since ``torch.compile(dynamic=True)`` makes symbols of
+    the numbers that it finds in modules and objects, which it cannot handle in a backward pass."""
+    return 2.0**-126, 2.0**126
+
+
+MIN_SCALE, MAX_SCALE = scale_range()
 _MANTISSA = 2**52 - 1
 
 
@@ -97,13 +104,18 @@ def scale_for(amax: Tensor, format: Format, *, power_of_two: bool, margin: int) 
     """
     # Each operation on a 0-d tensor costs a microsecond or two, which small layers feel: as few as possible.
     amax = torch.nan_to_num(amax, nan=0.0, posinf=0.0)
-    ratio = amax.double() / format.scale_target
+    ratio = amax.double() / target_of(format)
     if power_of_two:
         ratio = power_of_two_from(ratio)
     if margin:
         ratio = ratio * 2.0**margin
-    scale = ratio.clamp(MIN_SCALE, MAX_SCALE).to(torch.float32)
+    scale = ratio.clamp(*scale_range()).to(torch.float32)
     return torch.where(amax > 0, scale, 1.0)
+
+
+def target_of(format: Format) -> float:
+    """Return ``format.scale_target``; to a tracing compiler a constant, where it would make a symbol of the number."""
+    return float(format.target) if torch.compiler.is_compiling() else format.scale_target
 
 
 def power_of_two_from(x: Tensor, carry: int = _MANTISSA) -> Tensor:

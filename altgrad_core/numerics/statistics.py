@@ -132,11 +132,12 @@ def tensor_statistics(
     else:
         amax = amin = magnitude.sum()
     zero = q == 0
-    min_normal = grid_of(format).min_normal if isinstance(format, FloatFormat) else 0.0
+    if isinstance(format, FloatFormat):
+        grid = grid_of(format)  # whose numbers are constants to the compiler, too
+        min_normal, low, high = grid.min_normal, (-grid.max_finite if grid.signed else 0.0), grid.max_finite
+    else:
+        min_normal, low, high = 0.0, format.min_finite, format.max_finite
     subnormal = (q.abs() < min_normal) & ~zero
-    low, high = (-format.max_finite if format.signed else 0.0), format.max_finite
-    if isinstance(format, TableFormat):
-        low = format.min_finite
     limit = torch.where(torch.signbit(y), torch.full_like(y, low, dtype=torch.float64), high)
     clamped = torch.where(torch.isfinite(q), q.double(), limit)
     wide_scale = scale.detach().double() if isinstance(scale, Tensor) else scale

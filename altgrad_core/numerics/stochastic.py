@@ -83,12 +83,67 @@ class Draw:
         return first, columns, whole
 
 
-def random_bits(draw: Draw, shape: Sequence[int], device: torch.device | str | None = None) -> Tensor:
+@attrs.define(kw_only=True, eq=False)  # compiled code makes them, and frozen ones it cannot
+class Keys:
+    """A ``Draw`` to compiled code: its keys, drawn when the code runs, for the elements of a whole tensor from 0 on.
+
+    The names, seeds and steps that they are made of would be constants of the code.
+    """
+
+    keys: Tensor
+    """``Draw.key`` of each page of 2^32 elements: int64 [pages, 2] on the CPU."""
+
+    def layout(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """Return what ``Draw.layout`` does."""
+        columns = shape[-1] if len(shape) else 1
+        return 0, columns, columns
+
+
+def random_bits(draw: Draw | Keys, shape: Sequence[int], device: torch.device | str | None = None) -> Tensor:
     """Return int64 numbers from 0 to 2^32 - 1 of the given shape, uniform, one for each element."""
     first, columns, whole = draw.layout(shape)
     place = torch.device("cpu" if device is None else device)
-    arguments = (_digits(draw.seed), _digits(draw.step), draw.name, first, columns, whole, list(shape), place)
-    return _random_bits_op(*arguments) if torch.compiler.is_compiling() else _random_bits(*arguments)
+    count = math.prod(shape)
+    if count == 0:
+        return torch.empty(tuple(shape), dtype=torch.int64, device=place)
+    if columns == whole:
+        number = torch.arange(first, first + count, device=place)
+    else:
+        rows = torch.arange(count // columns, device=place) * whole + first
+        number = (rows[:, None] + torch.arange(columns, device=place)).reshape(-1)
+    pages = pages_of(draw, shape)
+    keys: Sequence[tuple[int | Tensor, int | Tensor]]
+    if isinstance(draw, Draw) and not torch.compiler.is_compiling():
+        keys = [draw.key(page) for page in pages]
+    else:
+        there = traced_keys(draw, shape).to(place, non_blocking=True)
+        keys = [(there[n, 0], there[n, 1]) for n in range(len(pages))]
+    low = number & _LOW
+    result = _hash(low, keys[0])
+    for page, key in zip(pages[1:], keys[1:], strict=True):
+        result = torch.where(number >> 32 == page, _hash(low, key), result)
+    return result.view(tuple(shape))
+
+
+def pages_of(draw: Draw | Keys, shape: Sequence[int]) -> range:
+    """Return which pages of 2^32 elements those of a tensor, which is not empty, lie on."""
+    first, columns, whole = draw.layout(shape)
+    last = first + (math.prod(shape) // columns - 1) * whole + columns - 1
+    return range(first >> 32, (last >> 32) + 1)
+
+
+def traced_keys(draw: Draw | Keys, shape: Sequence[int]) -> Tensor:
+    """Return the keys of ``pages_of``, int64 [pages, 2] on the CPU, in compiled code."""
+    if isinstance(draw, Keys):
+        return draw.keys
+    pages = pages_of(draw, shape)
+    keys: Tensor = _draw_keys(_digits(draw.seed), _digits(draw.step), draw.name, pages.start, len(pages))
+    return keys
+
+
+def keys_of(draw: Draw, pages: range) -> Tensor:
+    """Return the keys of pages as a tensor, int64 [pages, 2] on the CPU."""
+    return torch.tensor([draw.key(page) for page in pages], dtype=torch.int64, device="cpu")
 
 
 def _digits(number: int) -> list[int]:
@@ -108,63 +163,23 @@ def _integer(digits: Sequence[int]) -> int:
     return sum(digit * _BASE**place for place, digit in enumerate(digits))
 
 
-def _random_bits(
-    seed: list[int],
-    step: list[int],
-    name: str,
-    first: int,
-    columns: int,
-    whole: int,
-    shape: list[int],
-    device: torch.device,
-) -> Tensor:
-    """Of the digits of seed and step, and ``Draw.layout``'s numbers."""
-    draw = Draw(seed=_integer(seed), step=_integer(step), name=name)
-    count = math.prod(shape)
-    if count == 0:
-        return torch.empty(shape, dtype=torch.int64, device=device)
-    if columns == whole:
-        number = torch.arange(first, first + count, device=device)
-    else:
-        rows = torch.arange(count // columns, device=device) * whole + first
-        number = (rows[:, None] + torch.arange(columns, device=device)).reshape(-1)
-    last_page = (first + (count // columns - 1) * whole + columns - 1) >> 32
-    if last_page == first >> 32:
-        return _hash(number & _LOW, draw.key(last_page)).view(shape)
-    low, page = number & _LOW, number >> 32
-    result = torch.zeros_like(number)
-    for each in range(first >> 32, last_page + 1):
-        result = torch.where(page == each, _hash(low, draw.key(each)), result)
-    return result.view(shape)
-
-
 # To a tracing compiler an operator: the key is made of text, and a new step must not be a new graph.
-_random_bits_op = torch.library.custom_op(
-    "altgrad::random_bits",
-    _random_bits,
+@torch.library.custom_op(
+    "altgrad::draw_keys",
     mutates_args=(),
-    schema=(
-        "(SymInt[] seed, SymInt[] step, str name, SymInt first, SymInt columns, SymInt whole, SymInt[] shape, "
-        "Device device) -> Tensor"
-    ),
+    schema="(SymInt[] seed, SymInt[] step, str name, SymInt first_page, SymInt pages) -> Tensor",
 )
+def _draw_keys(seed: list[int], step: list[int], name: str, first_page: int, pages: int) -> Tensor:
+    draw = Draw(seed=_integer(seed), step=_integer(step), name=name)
+    return keys_of(draw, range(first_page, first_page + pages))
 
 
-@_random_bits_op.register_fake
-def _(
-    seed: list[int],
-    step: list[int],
-    name: str,
-    first: int,
-    columns: int,
-    whole: int,
-    shape: list[int],
-    device: torch.device,
-) -> Tensor:
-    return torch.empty(shape, dtype=torch.int64, device=device)
+@_draw_keys.register_fake
+def _(seed: list[int], step: list[int], name: str, first_page: int, pages: int) -> Tensor:
+    return torch.empty((pages, 2), dtype=torch.int64, device="cpu")
 
 
-def _hash(number: Tensor, key: tuple[int, int]) -> Tensor:
+def _hash(number: Tensor, key: tuple[int | Tensor, int | Tensor]) -> Tensor:
     """Hash int64 numbers below 2^32. No product reaches 2^63: the multipliers count as signed 32-bit numbers."""
     h = (number * (_GOLDEN - 2**32) + key[0]) & _LOW
     h = (((h ^ (h >> 16)) * _FIRST) & _LOW) ^ key[1]

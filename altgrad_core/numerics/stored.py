@@ -13,7 +13,7 @@ from altgrad_core.numerics.blockwise import Block, expand
 from altgrad_core.numerics.cast import cast, inverse_scale
 from altgrad_core.numerics.formats import FloatFormat, Format
 from altgrad_core.numerics.modes import Rounding, Saturation
-from altgrad_core.numerics.stochastic import MAX_RANDOM_BITS, Draw
+from altgrad_core.numerics.stochastic import MAX_RANDOM_BITS, Draw, Keys
 
 
 def storage_dtype(format: Format) -> torch.dtype | None:
@@ -30,7 +30,7 @@ def cast_stored(
     block: Block | None = None,
     rounding: Rounding = "nearest_even",
     saturation: Saturation = "finite",
-    draw: Draw | None = None,
+    draw: Draw | Keys | None = None,
     random_bits: int = MAX_RANDOM_BITS,
     statistics: bool = False,
 ) -> tuple[Tensor, Tensor | None]:

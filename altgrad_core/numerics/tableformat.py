@@ -51,6 +51,8 @@ class TableFormat(Format):
     constants: str = attrs.field(init=False, eq=False, repr=False)
     """``table`` and ``beyond`` as text, ``0.0 1.0;-1.0 2.0``, from which ``altgrad_core.numerics.tables`` derives what a
     cast needs: see ``read_constants``."""
+    target: str = attrs.field(init=False, eq=False, repr=False)
+    """``scale_target`` as text, for the compiler: see ``altgrad_core.numerics.kernel.Grid``."""
     min_finite: float = attrs.field(init=False, eq=False, repr=False)
     """Lowest finite value."""
     max_finite: float = attrs.field(init=False, eq=False, repr=False)
@@ -102,6 +104,7 @@ class TableFormat(Format):
             )
         table, ends = (" ".join(repr(value) for value in values) for values in (self.table, self.beyond or ()))
         put(self, "constants", f"{table};{ends}")
+        put(self, "target", repr(self.scale_target))
 
     def _check(self) -> None:
         size, name = len(self.table), self.name

@@ -39,7 +39,7 @@ class LinearGemms(Protocol):
         """Gradient^T [O, N] @ input [N, I] -> [O, I]."""
 
 
-@attrs.frozen
+@attrs.define  # compiled code makes them, and frozen ones it cannot
 class EmulatedGemms:
     """GEMMs of the cast values in high precision."""
 

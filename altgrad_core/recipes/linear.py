@@ -41,6 +41,7 @@ from altgrad_core.recipes.backend import Decision, decide
 from altgrad_core.recipes.gemm import LinearGemms, Operand
 from altgrad_core.recipes.quantizer import Quantizer
 from altgrad_core.recipes.recipe import OPERANDS
+from altgrad_core.recipes.site import Site
 
 if TYPE_CHECKING:
     from altgrad_core.recipes.control import CastControl
@@ -67,7 +68,10 @@ class CastLinear(nn.Linear):
         self.cast_name, self.cast_control = name, control
         for operand in OPERANDS:
             how = getattr(recipe, operand)
-            setattr(self, f"{operand}_cast", None if how is None else Quantizer(how).to(self.weight.device))
+            quantizer = None if how is None else Quantizer(how).to(self.weight.device)
+            setattr(self, f"{operand}_cast", quantizer)
+            if quantizer is not None:
+                quantizer.site = Site(control, f"{name}.{operand}", quantizer, forward=operand != "grad_output")
         self._decide = functools.partial(
             decide, wish=recipe.backend, fast=recipe.fast_accumulation, keeps_values=keeps_values
         )
@@ -95,26 +99,30 @@ class CastLinear(nn.Linear):
         return _Function.apply(input, self.weight, self.bias, self)  # type: ignore[no-any-return, no-untyped-call]
 
     def cast_operand(
-        self, operand: str, x: Tensor, dtype: torch.dtype, *, axis: int = -1, counted: bool = True
+        self,
+        operand: str,
+        x: Tensor,
+        dtype: torch.dtype,
+        *,
+        axis: int = -1,
+        counted: bool = True,
+        after: Tensor | None = None,
     ) -> Operand:
         """Return the operand's values in ``dtype`` and the factor that the product lacks, None for 1.
 
         ``axis``: the dimension that the GEMM sums over, -1 the last, 0 the others. ``counted``: whether this is the
-        operand's first cast, of which statistics are recorded.
+        operand's first cast, of which statistics are recorded. ``after``: the gradient, where the backward pass casts
+        what the forward pass was given; a compiler would draw random bits that nothing holds back in the forward pass, too.
         """
         quantizer: Quantizer | None = getattr(self, f"{operand}_cast")
         if quantizer is None:
             return Operand(x.to(dtype), None)
-        control = self.cast_control
-        key = f"{self.cast_name}.{operand}"
-        draw = None
-        if quantizer.draws:
-            draw = control.draw(key if axis == -1 else f"{key}.axis{axis}")
+        draw = quantizer.site.draw(x, axis, after) if quantizer.draws else None
         values, factor, statistics = quantizer(
-            x, dtype=dtype, statistics=counted and control.collecting, axis=axis, draw=draw
+            x, dtype=dtype, statistics=counted and self.cast_control.collecting, axis=axis, draw=draw
         )
         if statistics is not None:
-            control.record(key, statistics)
+            quantizer.site.record(statistics, axis)
         return Operand(values, factor)
 
     def casts_each(self, operand: str) -> bool:
@@ -169,7 +177,7 @@ class _Function(torch.autograd.Function):
             if need_x:
                 go = layer.cast_operand("grad_output", grad, gemms.holder("grad_output"))
                 if layer.casts_each("weight"):
-                    wo = layer.cast_operand("weight", w, gemms.holder("weight"), axis=0, counted=False)
+                    wo = layer.cast_operand("weight", w, gemms.holder("weight"), axis=0, counted=False, after=grad)
                 grad_x = gemms.dgrad(go, wo, x_dtype)
             if need_w:
                 each = layer.casts_each("grad_output")
@@ -179,6 +187,6 @@ class _Function(torch.autograd.Function):
                         "grad_output", grad, gemms.holder("grad_output"), axis=axis, counted=not need_x
                     )
                 if layer.casts_each("input"):
-                    xo = layer.cast_operand("input", x, gemms.holder("input"), axis=0, counted=False)
+                    xo = layer.cast_operand("input", x, gemms.holder("input"), axis=0, counted=False, after=grad)
                 grad_w = gemms.wgrad(go, xo, w_dtype)
         return grad_x, grad_w, grad_b, None

@@ -35,7 +35,7 @@ class NativeGemm:
     """Whether sums may stay in the units' own registers."""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.define(kw_only=True)  # compiled code makes them, and frozen ones it cannot
 class NativeGemms:
     """GEMMs of codes; those that are None multiply values."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,14 @@ from altgrad_core.numerics.blockwise import Block
 from altgrad_core.numerics.cast import cast
 from altgrad_core.numerics.formats import BlockFormat, Format
 from altgrad_core.numerics.registry import get_format
-from altgrad_core.numerics.scaling import ScalingPolicy
-from altgrad_core.numerics.stochastic import Draw
+from altgrad_core.numerics.scaling import Scale, ScalingPolicy
+from altgrad_core.numerics.stochastic import Draw, Keys
 from altgrad_core.numerics.stored import cast_stored
 from altgrad_core.plugins import installed
 from altgrad_core.recipes.recipe import OperandCast
+
+if TYPE_CHECKING:
+    from altgrad_core.recipes.site import Site
 
 
 class Quantized(NamedTuple):
@@ -40,6 +43,9 @@ class Quantizer(nn.Module):
     2^k and the product m.
     """
 
+    site: Site
+    """Where the operand is cast; a converted layer sets it."""
+
     def __init__(self, operand: OperandCast) -> None:
         super().__init__()
         self.operand = operand
@@ -57,7 +63,7 @@ class Quantizer(nn.Module):
         """Whether the values of ``forward`` are exactly bfloat16 values."""
         self.last_scale: Tensor | None = None
         """Decode scale of the newest cast along the last dimension, 0-d or [nr, nc], for probes: under delayed scaling
-        the policy has moved on since."""
+        the policy has moved on since. In compiled code of the newest one whose statistics were collected."""
         self.last_block: Block | None = None
         """Rows and columns that share each of ``last_scale``; None when it is 0-d."""
 
@@ -71,8 +77,13 @@ class Quantizer(nn.Module):
         """Whether ``forward`` needs a ``draw``."""
         return self.operand.rounding == "stochastic"
 
+    @property
+    def remembers(self) -> bool:
+        """Whether the scale depends on what was cast before: the policy has a state."""
+        return next(self.scaling.buffers(), None) is not None
+
     def forward(
-        self, x: Tensor, *, dtype: torch.dtype, statistics: bool, axis: int = -1, draw: Draw | None = None
+        self, x: Tensor, *, dtype: torch.dtype, statistics: bool, axis: int = -1, draw: Draw | Keys | None = None
     ) -> Quantized:
         """Return ``x`` of any shape as grid values in ``dtype``, or as codes where that is the format's own 8-bit dtype.
 
@@ -82,8 +93,12 @@ class Quantizer(nn.Module):
         """
         block = self.scaling.block(x, axis)
         scale, inside, factor = self.scaling.shared_out(x, axis)
-        if axis == -1:
+        if torch.compiler.is_compiling() and self.remembers:
+            scale, inside, factor = self.site.settled(Scale(scale, inside, factor))
+        if axis == -1 and not torch.compiler.is_compiling():
             self.last_scale, self.last_block = scale, block
+        elif axis == -1 and statistics:
+            self.site.keep(scale, block)
         if dtype.itemsize == 1:
             codes, vector = cast_stored(
                 x,

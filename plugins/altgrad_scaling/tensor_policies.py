@@ -18,12 +18,12 @@ class StaticScaling(ScalingPolicy):
 
     def __init__(self, scale: float) -> None:
         super().__init__()
-        self.scale = scale
+        self.scale = repr(scale)  # as text a constant to the compiler
         self.power_of_two = math.frexp(scale)[0] == 0.5
 
     def forward(self, x: Tensor, axis: int = -1) -> Tensor:
         """Return the scale."""
-        return scale_tensor(self.scale, x.device)
+        return scale_tensor(float(self.scale), x.device)
 
 
 class CurrentScaling(ScalingPolicy):

@@ -553,3 +553,38 @@ def test_no_home_folder_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     choose(monkeypatch, "auto")
     assert not native.status().native
     assert "no folder to keep the kernel in" in native.status().reason or "no C++ compiler" in native.status().reason
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # the compiler's own imports warn
+def test_compiled_code_calls_the_kernel(kernel: Callable[[str], None]) -> None:
+    """Values and statistics of one graph of operators, for formats of every path, modes, blocks, dtypes and shapes."""
+    kernel("native")
+    formats = [UNNAMED.get(name) or get_format(name) for name in ("e5m2", "bf16", "e8m3fnuz", "odd", "nf4", "one bit")]
+    draw = Draw(seed=3, step=1, name="x", start=(2, 5), columns=200)
+
+    def every(x: Tensor, scale: Tensor, scales: Tensor, draw: Draw) -> list[Tensor]:
+        found = [tensor_amax(x), block_amax(x, (2, 50))]
+        for number, f in enumerate(formats):
+            how = {"rounding": ROUNDINGS[number % 5], "saturation": SATURATIONS[number % 3], "statistics": True}
+            found += cast(x, f, **how)
+            found += cast(x, f, scale=scale, multiplier=0.3, dtype=torch.float32, **how)
+            found += cast(x, f, scale=scales, block=(2, 50), multiplier=scales, dtype=torch.float32, **how)
+            if isinstance(f, FloatFormat):
+                found.append(cast(x, f, rounding="stochastic", draw=draw, random_bits=7)[0])
+        return found
+
+    graphs = []
+    torch.compiler.reset()
+    compiled = torch.compile(every, backend=lambda graph, _: graphs.append(graph) or graph, fullgraph=True)
+    for shape, dtype in (((5, 120), torch.float32), ((5, 3, 120), torch.bfloat16), ((0, 120), torch.float16)):
+        x = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 100).to(dtype)
+        x = torch.where(x > 250, INF, x)
+        scales = torch.exp2(torch.arange(-3, -3 + 3 * -(-x[..., 0].numel() // 2)).float()).reshape(-1, 3)
+        mine, theirs = (run(x, torch.tensor(0.3), scales, draw) for run in (compiled, every))
+        for a, b in zip(mine, theirs, strict=True):
+            assert a.dtype is b.dtype
+            assert torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
+    torch.compiler.reset()
+    casts = [node for node in graphs[0].graph.nodes if str(node.target).startswith("altgrad.cast")]
+    assert len(casts) == 3 * 6 + 4
