@@ -120,14 +120,14 @@ def _details(experiment: Experiment, sizes: dict[str, PlannedSize]) -> list[str]
         lines.append(f"Probes {', '.join(_choice_text(probe) for probe in run.probes) or 'none'}")
     for run in experiment.runs:
         for pattern in sizes[run.name].unused_overrides if run.name in sizes else ():
-            lines.append(f"Warning: {run.name}: the override '{pattern}' matches no linear layer.")
+            lines.append(f"Warning: {run.name}: the override '{pattern}' matches no layer.")
     return list(dict.fromkeys(lines))
 
 
 def recipe_text(recipe: Recipe) -> str:
     """Return a recipe in a line: what is cast to what, and the precision of the rest."""
     said = [f"{name} {_cast_text(cast)}" for name, cast in recipe.all_casts().items()] or ["no casts"]
-    said += [f"{override.match} as {override.recipe.name}" for override in recipe.overrides]
+    said += [f"{override} as {override.recipe.name}" for override in recipe.overrides]
     return f"{recipe.name}: {', '.join(said)}, the rest in {recipe.compute}"
 
 

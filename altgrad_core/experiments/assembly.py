@@ -293,4 +293,4 @@ def _tell(
     for what, content in facts.items():
         log.emit({"event": "init", "what": what, "facts": content})
     for pattern in summary.unused_overrides:
-        log.warn(f"The recipe's override '{pattern}' matches no linear layer.")
+        log.warn(f"The recipe's override '{pattern}' matches no layer.")

@@ -27,7 +27,9 @@ gives the bits of ``torch.nn.functional.linear`` under autocast.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,34 +37,55 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from altgrad_core.recipes.quantizer import Quantizer
+from altgrad_core.recipes.recipe import OPERANDS, OperandCast
 
 if TYPE_CHECKING:
     from altgrad_core.recipes.control import CastControl
     from altgrad_core.recipes.recipe import Recipe
 
 
-class CastLinear(nn.Linear):
-    """An ``nn.Linear`` whose GEMM operands are cast. Made by ``convert``, which changes a layer's class in place."""
+class CastLayer(nn.Module):
+    """What converted layers of every kind have. ``convert`` changes a layer's class in place to one with this as a base.
 
+    A kind of layer says in ``operands`` what it casts, and has a ``forward`` that does it while ``cast_control.casting``.
+    """
+
+    operands: ClassVar[Mapping[str, str]] = {operand: operand for operand in OPERANDS}
+    """What the layer casts -> which of the recipe's casts (``input``, ``weight``, ``grad_output``) says how."""
+    original: ClassVar[type[nn.Module]]
+    """The class that the layer had."""
     cast_name: str
     cast_control: CastControl
-    input_cast: Quantizer | None
-    weight_cast: Quantizer | None
-    grad_output_cast: Quantizer | None
+    remembers: bool
+    """Whether the casts of the forward pass depend on more than their operands: on a history, or on random bits."""
+
+    @classmethod
+    def casts_of(cls, recipe: Recipe) -> dict[str, OperandCast]:
+        """Return operand -> cast, for those of this kind of layer that the recipe casts."""
+        found = {operand: getattr(recipe, key) for operand, key in cls.operands.items()}
+        return {operand: how for operand, how in found.items() if how is not None}
 
     def equip(self, name: str, recipe: Recipe, control: CastControl) -> None:
         """Attach quantizers for the operands that ``recipe`` casts."""
         self.cast_name, self.cast_control = name, control
-        for operand in ("input", "weight", "grad_output"):
-            how = getattr(recipe, operand)
-            setattr(self, f"{operand}_cast", None if how is None else Quantizer(how))
+        casts = self.casts_of(recipe)
+        for operand in self.operands:
+            setattr(self, f"{operand}_cast", Quantizer(casts[operand]) if operand in casts else None)
+        self.remembers = any(q.draws or q.remembers for q in self.quantizers().values())
         self.train(self.training)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """[..., I] -> [..., O]."""
-        if not self.cast_control.casting:
-            return linear(input, self.weight, self.bias)
-        return _Function.apply(input, self.weight, self.bias, self)  # type: ignore[no-any-return, no-untyped-call]
+    def quantizers(self) -> dict[str, Quantizer]:
+        """Return operand -> what casts it."""
+        found = {operand: getattr(self, f"{operand}_cast") for operand in self.operands}
+        return {operand: quantizer for operand, quantizer in found.items() if quantizer is not None}
+
+    def as_cast(self, weight: Tensor) -> Tensor:
+        """Return the layer's weight, or what has its shape, in the order of dimensions in which it is cast."""
+        return weight
+
+    def calling(self, x: Tensor) -> AbstractContextManager[None]:
+        """Return the context for the casts of a forward pass on ``x``, which activation checkpointing may repeat."""
+        return self.cast_control.calling(self.cast_name, x, remembers=self.remembers)
 
     def cast_operand(
         self, operand: str, x: Tensor, dtype: torch.dtype, *, axis: int = -1, counted: bool = True
@@ -77,11 +100,13 @@ class CastLinear(nn.Linear):
             return x.to(dtype), None
         control = self.cast_control
         key = f"{self.cast_name}.{operand}"
-        draw = None
+        draw = scale = None
         if quantizer.draws:
             draw = control.draw(key if axis == -1 else f"{key}.axis{axis}")
+        if control.call is not None and quantizer.remembers:
+            scale = control.call.scale(key, lambda: quantizer.scaling.shared_out(x, axis))
         values, factor, statistics = quantizer(
-            x, dtype=dtype, statistics=counted and control.collecting, axis=axis, draw=draw
+            x, dtype=dtype, statistics=counted and control.counting, axis=axis, draw=draw, scale=scale
         )
         if statistics is not None:
             control.record(key, statistics)
@@ -96,16 +121,36 @@ class CastLinear(nn.Linear):
         """Return the precision of the layer's GEMMs: BF16 where the result is BF16 and all values fit, else FP32 or FP64."""
         if result is torch.float64:
             return result
-        quantizers = (self.input_cast, self.weight_cast, self.grad_output_cast)
-        exact = all(quantizer is None or quantizer.fits_bfloat16 for quantizer in quantizers)
+        exact = all(quantizer.fits_bfloat16 for quantizer in self.quantizers().values())
         return torch.bfloat16 if exact and result is torch.bfloat16 else torch.float32
 
     def extra_repr(self) -> str:
         """Show the layer's name beside its shape in ``print(model)``."""
-        return f"{super().extra_repr()}, name={self.cast_name}"
+        return ", ".join(part for part in (super().extra_repr(), f"name={self.cast_name}") if part)
 
 
-def _scaled(product: Tensor, *factors: Tensor | None) -> Tensor:
+class CastLinear(CastLayer, nn.Linear):
+    """An ``nn.Linear`` whose GEMM operands are cast."""
+
+    original = nn.Linear
+    input_cast: Quantizer | None
+    weight_cast: Quantizer | None
+    grad_output_cast: Quantizer | None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., I] -> [..., O]."""
+        if not self.cast_control.casting:
+            return linear(input, self.weight, self.bias)
+        return cast_product(self, input, self.weight, self.bias)
+
+
+def cast_product(layer: CastLayer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x W^T + b, [..., O], with the operands ``input``, ``weight``, ``grad_output`` of ``layer`` cast."""
+    with layer.calling(x):
+        return _Function.apply(x, weight, bias, layer)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def scaled(product: Tensor, *factors: Tensor | None) -> Tensor:
     """Return the product of a GEMM times the factors of its operands, in FP32 at least when there are any."""
     for factor in factors:
         if factor is not None:
@@ -117,7 +162,7 @@ class _Function(torch.autograd.Function):
     """y = x W^T + b with cast operands; the module's text says what is cast when, and what is kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: CastLinear) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: CastLayer) -> Tensor:
         kind = x.device.type
         autocast = torch.is_autocast_enabled(kind)
         result = torch.get_autocast_dtype(kind) if autocast else torch.promote_types(x.dtype, weight.dtype)
@@ -133,14 +178,14 @@ class _Function(torch.autograd.Function):
             # [..., I] @ [I, O] -> [..., O]
             if x_factor is None and w_factor is None:
                 return linear(xv, wv, None if bias is None else bias.to(dtype)).to(result)
-            y = _scaled(linear(xv, wv), x_factor, w_factor)
+            y = scaled(linear(xv, wv), x_factor, w_factor)
             return (y if bias is None else y + bias).to(result)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         (grad,) = grads
-        layer: CastLinear = ctx.layer
+        layer: CastLayer = ctx.layer
         dtype: torch.dtype = ctx.dtype
         xv, x_factor, wv, w_factor = ctx.saved_tensors
         x_dtype, w_dtype, b_dtype = ctx.dtypes
@@ -154,7 +199,7 @@ class _Function(torch.autograd.Function):
                 if layer.casts_each("weight"):
                     wv, w_factor = layer.cast_operand("weight", wv, dtype, axis=0, counted=False)
                 # [..., O] @ [O, I] -> [..., I]
-                grad_x = _scaled(gv @ wv, g_factor, w_factor).to(x_dtype)
+                grad_x = scaled(gv @ wv, g_factor, w_factor).to(x_dtype)
             if need_w:
                 each = layer.casts_each("grad_output")
                 if each or not need_x:
@@ -164,5 +209,5 @@ class _Function(torch.autograd.Function):
                     xv, x_factor = layer.cast_operand("input", xv, dtype, axis=0, counted=False)
                 # [O, N] @ [N, I] -> [O, I]
                 product = gv.reshape(-1, gv.shape[-1]).t() @ xv.reshape(-1, xv.shape[-1])
-                grad_w = _scaled(product, g_factor, x_factor).to(w_dtype)
+                grad_w = scaled(product, g_factor, x_factor).to(w_dtype)
         return grad_x, grad_w, grad_b, None

@@ -12,7 +12,7 @@ from altgrad_core.numerics.blockwise import Block
 from altgrad_core.numerics.cast import cast
 from altgrad_core.numerics.formats import BlockFormat, Format
 from altgrad_core.numerics.registry import get_format
-from altgrad_core.numerics.scaling import ScalingPolicy
+from altgrad_core.numerics.scaling import Scale, ScalingPolicy
 from altgrad_core.numerics.stochastic import Draw
 from altgrad_core.plugins import installed
 from altgrad_core.recipes.recipe import OperandCast
@@ -69,23 +69,35 @@ class Quantizer(nn.Module):
         """Whether ``forward`` needs a ``draw``."""
         return self.operand.rounding == "stochastic"
 
+    @property
+    def remembers(self) -> bool:
+        """Whether the scale depends on what was cast before: the policy has a state."""
+        return next(self.scaling.buffers(), None) is not None
+
     def forward(
-        self, x: Tensor, *, dtype: torch.dtype, statistics: bool, axis: int = -1, draw: Draw | None = None
+        self,
+        x: Tensor,
+        *,
+        dtype: torch.dtype,
+        statistics: bool,
+        axis: int = -1,
+        draw: Draw | None = None,
+        scale: Scale | None = None,
     ) -> Quantized:
         """Return ``x`` of any shape as grid values in ``dtype``.
 
         ``axis`` says which dimension of ``x``, as the matrix [rows, columns], the GEMM sums over: the last (-1) or the
         rows (0). It changes the result of directional scaling only. ``draw`` names the random bits of stochastic
-        rounding.
+        rounding. ``scale`` is what to scale by instead of what the policy says.
         """
         block = self.scaling.block(x, axis)
-        scale, inside, factor = self.scaling.shared_out(x, axis)
+        decode, inside, factor = self.scaling.shared_out(x, axis) if scale is None else scale
         if axis == -1:
-            self.last_scale, self.last_block = scale, block
+            self.last_scale, self.last_block = decode, block
         values, vector = cast(
             x,
             self.format,
-            scale=scale,
+            scale=decode,
             block=block,
             rounding=self.operand.rounding,
             saturation=self.operand.saturation,
