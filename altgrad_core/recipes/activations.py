@@ -55,10 +55,10 @@ class SavedActivations:
         for name, module in model.named_modules():
             key = f"{name}.saved_activations" if name else "saved_activations"
             module.register_forward_pre_hook(of_altgrad(self._entering(key)))
-            module.register_forward_hook(of_altgrad(self._leaving), always_call=True)
+            module.register_forward_hook(of_altgrad(self._leaving()), always_call=True)
             weight_cast = module.quantizers().get("weight") if isinstance(module, CastLayer) else None
             if weight_cast is not None:
-                weight_cast.register_forward_hook(of_altgrad(self._spare))
+                weight_cast.register_forward_hook(of_altgrad(self._spare()))
 
     @contextmanager
     def around(self) -> Iterator[None]:
@@ -87,16 +87,26 @@ class SavedActivations:
 
     def _entering(self, key: str) -> Callable[[nn.Module, Any], None]:
         def entering(module: nn.Module, inputs: Any) -> None:
-            self._modules.append(key)
+            if self._exempt is not None:
+                self._modules.append(key)
 
         return entering
 
-    def _leaving(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self._modules.pop()
+    # Functions and no methods: of a copy of the model the hooks would take a copy of all this along.
 
-    def _spare(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if self._exempt is not None:
-            self._exempt.add(output)
+    def _leaving(self) -> Callable[[nn.Module, Any, Any], None]:
+        def leaving(module: nn.Module, inputs: Any, output: Any) -> None:
+            if self._exempt is not None:
+                self._modules.pop()
+
+        return leaving
+
+    def _spare(self) -> Callable[[nn.Module, Any, Any], None]:
+        def spare(module: nn.Module, inputs: Any, output: Any) -> None:
+            if self._exempt is not None:
+                self._exempt.add(output)
+
+        return spare
 
 
 class _Exempt(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -64,7 +64,7 @@ def _strip(module: nn.Module) -> None:
             module._modules.pop(f"{operand}_cast", None)
             module.__dict__.pop(f"{operand}_cast", None)
         for name in ("cast_name", "remembers"):
-            del module.__dict__[name]
+            module.__dict__.pop(name, None)
         module.__class__ = type(module).original
     module.__dict__.pop("cast_control", None)
     for attribute, value in module.__dict__.pop(_SWITCHED, {}).items():
