@@ -139,7 +139,7 @@ def _convert(
         reason = _reason_to_skip(found, applied)
         if not reason:
             assert not isinstance(found, str)
-            module.__class__ = cast_class(found, type(module))
+            module.__class__ = cast_class(found, type(module))  # type: ignore[arg-type]  # classes can be hashed
             assert isinstance(module, CastLayer)
             module.equip(name, applied, control)
             device = next((parameter.device for parameter in module.parameters()), home)

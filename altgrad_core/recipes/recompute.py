@@ -36,7 +36,7 @@ def recomputing() -> bool:
 
 def may_be_recomputed() -> bool:
     """Tell whether the forward pass at hand may belong to a checkpoint: it keeps nothing, or through hooks."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)  # type: ignore[attr-defined]
+    hooks: object = torch._C._autograd._top_saved_tensors_default_hooks(True)
     return hooks is not None or not torch.is_grad_enabled()
 
 
@@ -125,5 +125,5 @@ def _checksum(x: Tensor) -> Tensor:
     bits = x.detach()
     if bits.is_floating_point():
         bits = bits.view(_BITS[bits.element_size()])
-    rows = bits.reshape(-1, x.shape[-1] if x.dim() else 1).sum(dim=-1, dtype=torch.int64)
+    rows = bits.reshape(-1, bits.size(-1) if bits.dim() else 1).sum(dim=-1, dtype=torch.int64)
     return (rows * torch.arange(1, len(rows) + 1, device=x.device)).sum()

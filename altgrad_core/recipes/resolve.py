@@ -161,7 +161,8 @@ class _Resolver(CastResolver):
         collector, overrides = Collector(), []
         for index, item in enumerate(structure(spec, tuple[Mapping[str, Any], ...])):
             with collector.at(index):
-                inner, values = Collector(), {}
+                inner = Collector()
+                values: dict[str, Any] = {}
                 for key in item:
                     if key not in (*_CONDITIONS, "recipe"):
                         inner.add((key,), unknown("key", str(key), (*_CONDITIONS, "recipe")))

@@ -20,7 +20,7 @@ _HOOKS = {
 
 def of_altgrad(hook: Callable[..., Any]) -> Callable[..., Any]:
     """Mark a hook on a module, so that ``revert`` knows it, in copies of the model, too."""
-    getattr(hook, "__func__", hook).of_altgrad = True
+    hook.of_altgrad = True  # type: ignore[attr-defined]
     return hook
 
 
@@ -65,7 +65,7 @@ def _strip(module: nn.Module) -> None:
             module.__dict__.pop(f"{operand}_cast", None)
         for name in ("cast_name", "remembers"):
             module.__dict__.pop(name, None)
-        module.__class__ = type(module).original
+        object.__setattr__(module, "__class__", type(module).original)
     module.__dict__.pop("cast_control", None)
     for attribute, value in module.__dict__.pop(_SWITCHED, {}).items():
         setattr(module, attribute, value)

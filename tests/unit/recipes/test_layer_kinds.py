@@ -229,7 +229,9 @@ def test_an_attention_that_is_not_seen_is_told_of() -> None:
 
     model = nn.Sequential(FlashAttention())
     altgrad.convert(model, {"base": "e5m2", "layers": ["attention"]})
-    with pytest.warns(UserWarning, match=r"attention '0' \(FlashAttention\) multiplies in a way that altgrad does not see"):
+    with pytest.warns(
+        UserWarning, match=r"attention '0' \(FlashAttention\) multiplies in a way that altgrad does not see"
+    ):
         model(torch.randn(2, 3, 8))
 
 
@@ -306,7 +308,9 @@ def test_a_transposed_linear_layer_is_a_linear_layer(recipe: Any) -> None:
     for one, other in zip(mine, theirs, strict=True):
         assert torch.equal(one, other)
     with casts_off(transposed):
-        assert torch.equal(transposed(x), torch.addmm(transposed.bias, x.view(-1, 32), transposed.weight).view(3, 5, 64))
+        assert torch.equal(
+            transposed(x), torch.addmm(transposed.bias, x.view(-1, 32), transposed.weight).view(3, 5, 64)
+        )
 
 
 class Vision(nn.Module):
@@ -334,7 +338,13 @@ def test_all_kinds_in_one_model_train(autocast: bool) -> None:
     model = Vision()
     model, summary = altgrad.convert(model, {"base": "hybrid", "layers": KINDS})
     kinds = {layer.name: layer.kind for layer in summary.layers if layer.converted}
-    assert kinds == {"patches": "conv", "norm": "norm", "attention": "attention", "position": "embedding", "head": "linear"}
+    assert kinds == {
+        "patches": "conv",
+        "norm": "norm",
+        "attention": "attention",
+        "position": "embedding",
+        "head": "linear",
+    }
     assert summary.skipped["up"] == "transposed convolutions are not cast"
     assert str(summary).startswith(
         "hybrid, layers linear + conv + attention + embedding + norm: 1 of 2 linear, 1 of 2 conv, 1 of 1 norm, "
@@ -355,10 +365,12 @@ def test_all_kinds_in_one_model_train(autocast: bool) -> None:
 
 
 def test_kinds_are_checked() -> None:
-    with pytest.raises(altgrad.AltgradError, match=r"layers\[0\]: Unknown kind of layers 'convs'. Did you mean 'conv'\?"):
+    with pytest.raises(
+        altgrad.AltgradError, match=r"layers\[0\]: Unknown kind of layers 'convs'. Did you mean 'conv'\?"
+    ):
         altgrad.convert(nn.Linear(4, 4), {"base": "e5m2", "layers": ["convs"]})
+    inner = {"base": "e5m2", "layers": ["norm"]}
     with pytest.raises(altgrad.AltgradError, match="the recipe of an override cannot have 'layers'"):
-        inner = {"base": "e5m2", "layers": ["norm"]}
         altgrad.convert(nn.Linear(4, 4), {"base": "e5m2", "overrides": [{"match": "*", "recipe": inner}]})
     _, summary = altgrad.convert(nn.LayerNorm(4), {"weight": "e5m2", "layers": ["norm"]})
     assert summary.skipped == {"": "the recipe '-/e5m2/-, layers norm' casts none of its operands (input)"}
@@ -378,6 +390,10 @@ def test_overrides_by_class_and_size() -> None:
         ],
     }
     _, summary = altgrad.convert(model, recipe)
-    assert {layer.name: layer.recipe for layer in summary.layers} == {"small": "e4m3fn", "large": "e3m4", "conv": "bf16"}
+    assert {layer.name: layer.recipe for layer in summary.layers} == {
+        "small": "e4m3fn",
+        "large": "e3m4",
+        "conv": "bf16",
+    }
     assert summary.unused_overrides == ("type Conv2d", "large, larger_than 5000")
     assert "override 'type Conv2d' matches no layer" in str(summary)
