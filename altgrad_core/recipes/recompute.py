@@ -104,7 +104,7 @@ class Calls:
             call.repeated |= again
 
     def _find(self, layer: str, x: Tensor) -> Call:
-        waiting = self._by_layer.get(layer, ())
+        waiting = self._by_layer.get(layer, deque())
         if len(waiting) == 1:
             return waiting[0]
         if waiting:  # the one time that the host has to wait for the device
