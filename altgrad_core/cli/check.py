@@ -140,7 +140,8 @@ def _cast_text(cast: OperandCast) -> str:
 
 def _layers_text(run: RunConfig, sizes: dict[str, PlannedSize]) -> str:
     size = sizes.get(run.name)
-    return f"; casts {size.cast_layers} of {size.linear_layers} linear layers" if size else ""
+    kinds = " + ".join(run.recipe.layers)
+    return f"; casts {size.cast_layers} of {size.linear_layers} {kinds} layers" if size else ""
 
 
 def _choice_text(choice: Choice) -> str:

@@ -281,6 +281,7 @@ def _tell(
             "name": summary.recipe,
             "compute": config.recipe.compute,
             "linear_layers": len(summary.layers),
+            "kinds": list(config.recipe.layers),
             "converted": summary.converted,
             "left_alone": summary.skipped,
             "backend": "emulated" if summary.converted else "-",
