@@ -136,7 +136,7 @@ def _convert(
         if found is None:
             continue
         applied = recipe if override is None else override.recipe
-        reason = _reason_to_skip(found, applied)
+        reason = _reason_to_skip(module, found, applied)
         if not reason:
             assert not isinstance(found, str)
             module.__class__ = cast_class(found, type(module))  # type: ignore[arg-type]  # classes can be hashed
@@ -188,15 +188,16 @@ def _linear(module: nn.Module) -> type[CastLayer] | str | None:
     return None
 
 
-def _reason_to_skip(found: type[CastLayer] | str, recipe: Recipe) -> str:
+def _reason_to_skip(module: nn.Module, found: type[CastLayer] | str, recipe: Recipe) -> str:
     if not recipe.casts():
         return f"the recipe '{recipe.name}' casts no operand"
     if isinstance(found, str):
         return found
     if not found.casts_of(recipe):
-        return (
-            f"the recipe '{recipe.name}' casts none of its operands ({', '.join(sorted(set(found.operands.values())))})"
-        )
+        operands = ", ".join(sorted(set(found.operands.values())))
+        return f"the recipe '{recipe.name}' casts none of its operands ({operands})"
+    if "forward" in module.__dict__:
+        return "its forward has been replaced, as accelerate does for device_map, so that another class would change nothing"
     return ""
 
 

@@ -57,7 +57,9 @@ class CastLayer(nn.Module):
     cast_name: str
     cast_control: CastControl
     remembers: bool
-    """Whether the casts of the forward pass depend on more than their operands: on a history, or on random bits."""
+    """Whether casts depend on more than their operands: on a history, or on random bits."""
+    fits_bfloat16: bool
+    """Whether the values of all operands are exactly bfloat16 values."""
 
     @classmethod
     def casts_of(cls, recipe: Recipe) -> dict[str, OperandCast]:
@@ -71,7 +73,9 @@ class CastLayer(nn.Module):
         casts = self.casts_of(recipe)
         for operand in self.operands:
             setattr(self, f"{operand}_cast", Quantizer(casts[operand]) if operand in casts else None)
-        self.remembers = any(q.draws or q.remembers for q in self.quantizers().values())
+        quantizers = self.quantizers().values()
+        self.remembers = any(quantizer.draws or quantizer.remembers for quantizer in quantizers)
+        self.fits_bfloat16 = all(quantizer.fits_bfloat16 for quantizer in quantizers)
         self.train(self.training)
 
     def quantizers(self) -> dict[str, Quantizer]:
@@ -121,8 +125,7 @@ class CastLayer(nn.Module):
         """Return the precision of the layer's GEMMs: BF16 where the result is BF16 and all values fit, else FP32 or FP64."""
         if result is torch.float64:
             return result
-        exact = all(quantizer.fits_bfloat16 for quantizer in self.quantizers().values())
-        return torch.bfloat16 if exact and result is torch.bfloat16 else torch.float32
+        return torch.bfloat16 if self.fits_bfloat16 and result is torch.bfloat16 else torch.float32
 
     def extra_repr(self) -> str:
         """Show the layer's name beside its shape in ``print(model)``."""

@@ -63,7 +63,7 @@ def _strip(module: nn.Module) -> None:
         for operand in module.operands:
             module._modules.pop(f"{operand}_cast", None)
             module.__dict__.pop(f"{operand}_cast", None)
-        for name in ("cast_name", "remembers"):
+        for name in ("cast_name", "remembers", "fits_bfloat16"):
             module.__dict__.pop(name, None)
         object.__setattr__(module, "__class__", type(module).original)
     module.__dict__.pop("cast_control", None)

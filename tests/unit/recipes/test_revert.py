@@ -204,6 +204,27 @@ def test_shared_and_tied_layers_are_told_of() -> None:
     assert "  one parameter: embedding.weight, head.weight" in str(summary)
 
 
+def test_a_forward_that_somebody_replaced_is_told_of() -> None:
+    """What accelerate's hooks do: the instance's own forward goes before that of any class."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[0].forward = model[0].forward
+    _, summary = altgrad.convert(model, "e5m2")
+    assert summary.converted == ["1"]
+    assert "its forward has been replaced" in summary.skipped["0"]
+
+
+def test_a_model_in_half_precision_trains() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 4)).bfloat16()
+    altgrad.convert(model, {"base": "hybrid", "scaling": "delayed"})
+    y = model(torch.randn(8, 16, dtype=torch.bfloat16))
+    y.square().mean().backward()
+    assert y.dtype is torch.bfloat16
+    assert all(p.grad.dtype is torch.bfloat16 and p.grad.any() for p in model.parameters())
+    history = {name: value.dtype for name, value in model.state_dict().items() if "amax" in name}
+    assert set(history.values()) == {torch.float32}
+
+
 def test_weights_that_are_frozen_are_multiplied_and_not_trained() -> None:
     """No wgrad, so no cast for it; under directional scaling that is one cast of the gradient instead of two."""
     torch.manual_seed(0)
