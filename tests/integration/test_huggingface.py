@@ -31,7 +31,6 @@ RECIPES: dict[str, Any] = {
     "mxfp8": "mxfp8",
     "everything": {"base": "hybrid", "layers": ["linear", "attention", "embedding", "norm"]},
 }
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +107,16 @@ with torch.no_grad():
 """
 
 
+def loads_in_a_fresh_process(model: nn.Module, kind: str, recipe: str, folder: Path) -> None:
+    save_model(model, str(folder / "model.safetensors"))
+    torch.save(model(input_ids=batch(1000)).logits.detach(), folder / "logits.pt")
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, str(Path(__file__).parent), kind, recipe, str(folder)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def check(kind: str, recipe: str, bf16: bool, folder: Path) -> None:
     first, last = plain(kind, bf16)
     model = build(kind)
@@ -117,14 +126,8 @@ def check(kind: str, recipe: str, bf16: bool, folder: Path) -> None:
     assert not summary.skipped
     losses = train(model, bf16=bf16)
     assert abs(sum(losses[-10:]) / 10 - last) < BAND * (first - last)
-    logits = model.eval()(input_ids=batch(1000)).logits.detach()
-    save_model(model, str(folder / "model.safetensors"))
-    torch.save(logits, folder / "logits.pt")
-    done = subprocess.run(
-        [sys.executable, "-c", FRESH, str(Path(__file__).parent), kind, recipe, str(folder)],
-        capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    if not bf16:  # what is loaded does not depend on autocast
+        loads_in_a_fresh_process(model.eval(), kind, recipe, folder)
     altgrad.revert(model)
     assert {name: type(module) for name, module in model.named_modules()} == classes
     assert list(model.state_dict()) == keys
@@ -167,6 +170,7 @@ def test_gpt2_is_converted_and_observed() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_gradient_checkpointing_of_transformers(kind: str, reentrant: bool) -> None:
