@@ -39,6 +39,10 @@ class CastControl:
         self._calls = Calls()
         self.handles: list[torch.utils.hooks.RemovableHandle] = []
         """Hooks that casts have hung on other objects than the model's modules; ``revert`` removes them."""
+        self.casts_after_update = False
+        """Whether something is cast after the optimizer's step: its state, or stored weights."""
+        self.updated: list[Callable[[], None]] = []
+        """Are called when that has been done."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CastControl:
         copied = CastControl()

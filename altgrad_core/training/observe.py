@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from altgrad_core.errors import AltgradError
 from altgrad_core.plugins import installed
-from altgrad_core.recipes.control import controls_of
+from altgrad_core.recipes.control import CastControl, controls_of
 from altgrad_core.recipes.recipe import Compute, Recipe
 from altgrad_core.recipes.recompute import recomputing
 from altgrad_core.structure import choose
@@ -52,10 +52,10 @@ def observe(
     """Return the context in which the steps of a training loop are measured.
 
     ``model`` may be converted or not. ``optimizer``: the one that steps, or several. Without one nothing is known of
-    updates, and ``seen.step()`` after each backward pass ends a step. ``every``: steps between measurements; the first is
-    always measured. ``probes`` names them, or says options for each, as in ``experiments.toml``:
-    ``{"gradients": {"window": 3}}``. The probe ``shadow`` measures where ``seen.shadow(...)`` is called. ``tell(step,
-    metrics)`` is called with each measurement, say to log it.
+    updates, and ``seen.step()`` after each backward pass ends a step; with ``StepCasts`` beside, a step ends with its
+    ``after_update``. ``every``: steps between measurements; the first is always measured. ``probes`` names them, or says
+    options for each, as in ``experiments.toml``: ``{"gradients": {"window": 3}}``. The probe ``shadow`` measures where
+    ``seen.shadow(...)`` is called. ``tell(step, metrics)`` is called with each measurement, say to log it.
 
     Raises ``AltgradError`` for an unknown probe, a wrong option, or ``every`` below 1.
     """
@@ -103,12 +103,16 @@ class Observation:
         self._step: _Step | None = None
         self._busy = False
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._controls: list[CastControl] = []
 
     def __enter__(self) -> Observation:
         self._handles.append(self._model.register_forward_pre_hook(self._forward))
         for optimizer in self._optimizers:
             self._handles.append(optimizer.register_step_pre_hook(self._before_update))
             self._handles.append(optimizer.register_step_post_hook(self._after_update))
+        self._controls = controls_of(self._model)
+        for control in self._controls:
+            control.updated.append(self._cast_after_update)
         return self
 
     def __exit__(
@@ -117,12 +121,14 @@ class Observation:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        for control in self._controls:
+            control.updated.remove(self._cast_after_update)
         try:
             if self._step is not None and kind is None:
                 self._end(self._step)
         finally:
             self._step = None
-            for control in controls_of(self._model):
+            for control in self._controls:
                 control.collecting = False
                 control.take()
 
@@ -185,7 +191,7 @@ class Observation:
             recipe=Recipe(name="observed", compute=compute),
             parameters={name: p for name, p in self._model.named_parameters() if p.requires_grad},
             batches=[],
-            controls=controls_of(self._model),
+            controls=self._controls,
             backward=_unknown_loss,
             measurements=Measurements(),
         )
@@ -210,7 +216,16 @@ class Observation:
         if step is None:
             return
         step.updated.append(optimizer)
-        if all(one in step.updated for one in self._optimizers):
+        if not any(control.casts_after_update for control in self._controls):
+            self._finish_update(step)
+
+    def _cast_after_update(self) -> None:
+        """``StepCasts.after_update`` is done: weights and optimizer state are what the next step reads."""
+        if self._step is not None:
+            self._finish_update(self._step)
+
+    def _finish_update(self, step: _Step) -> None:
+        if step.updated and all(one in step.updated for one in self._optimizers):
             self._at(step, "after_update", step.due)
             self._end(step)
 

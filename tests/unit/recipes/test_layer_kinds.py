@@ -16,6 +16,7 @@ import altgrad_core as altgrad
 from altgrad_core.numerics.blocks import block_scale
 from altgrad_core.recipes.control import casts_off, control_of
 from altgrad_core.recipes.linear import CastLayer
+from altgrad_core.recipes.resolve import recipe_table, resolve_recipe
 
 KINDS = ["linear", "conv", "attention", "embedding", "norm"]
 
@@ -389,6 +390,8 @@ def test_overrides_by_class_and_size() -> None:
             {"match": "large", "larger_than": 5000, "recipe": "bf16"},
         ],
     }
+    resolved = resolve_recipe(recipe)
+    assert resolve_recipe(recipe_table(resolved)) == resolved
     _, summary = altgrad.convert(model, recipe)
     assert {layer.name: layer.recipe for layer in summary.layers} == {
         "small": "e4m3fn",

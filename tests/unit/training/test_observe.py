@@ -141,6 +141,31 @@ def test_the_numbers_are_those_of_the_probes() -> None:
     assert float(row[3]) == pytest.approx(seen.metrics["sqnr_db/down.weight"], rel=1e-3)
 
 
+def test_with_step_casts_an_update_is_over_when_its_casts_are() -> None:
+    """Stored weights are compared as the next step reads them, and the casts of the optimizer's state are counted."""
+    recipe = {"base": "e5m2", "weight_storage": "e5m2", "optimizer_state": "bf16"}
+    torch.manual_seed(0)
+    model, _ = altgrad.convert(nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 4)), recipe)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    casts = altgrad.StepCasts(model, optimizer, recipe, seed=0)
+    with altgrad.observe(model, optimizer, every=1) as seen:
+        for step in (1, 2):
+            casts.begin_step(step)
+            before = model[0].weight.detach().clone()
+            F.cross_entropy(model(batch(step)[0]), batch(step)[1]).backward()
+            casts.after_backward()
+            optimizer.step()
+            assert seen.measured == step - 1
+            casts.after_update()
+            assert seen.measured == step
+            optimizer.zero_grad()
+            same = (model[0].weight == before).double().mean().item()
+            assert seen.metrics["zero_update_frac/0.weight"] == pytest.approx(same)
+            assert same > 0.5
+            assert {"overflow_rate/0.weight.exp_avg", "overflow_rate/0.weight.weight_storage"} <= seen.metrics.keys()
+    assert control_of(model).updated == []
+
+
 def test_three_lines_and_no_more() -> None:
     """No word from the loop: what the optimizer finds, micro-batches together; each measurement is told."""
     model, optimizer = model_of("e5m2")
