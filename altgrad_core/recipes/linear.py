@@ -76,7 +76,8 @@ class CastLayer(nn.Module):
         quantizers = self.quantizers().values()
         self.remembers = any(quantizer.draws or quantizer.remembers for quantizer in quantizers)
         self.fits_bfloat16 = all(quantizer.fits_bfloat16 for quantizer in quantizers)
-        self.train(self.training)
+        for quantizer in quantizers:
+            quantizer.train(self.training)
 
     def quantizers(self) -> dict[str, Quantizer]:
         """Return operand -> what casts it."""

@@ -314,6 +314,35 @@ def test_a_transposed_linear_layer_is_a_linear_layer(recipe: Any) -> None:
         )
 
 
+@pytest.mark.parametrize("recipe", ["fp32", "e5m2", "mxfp8"])
+def test_probes_measure_transposed_weights_and_kernels_as_they_are_cast(recipe: str) -> None:
+    """A linear layer three times over: as it is, transposed, and as a convolution with a window of one."""
+    torch.manual_seed(0)
+    linear, transposed, conv = nn.Linear(32, 64), Conv1D(64, 32), nn.Conv1d(32, 64, 1)
+    with torch.no_grad():
+        transposed.weight.copy_(linear.weight.t())
+        conv.weight.copy_(linear.weight[:, :, None])
+        for layer in (transposed, conv):
+            layer.bias.copy_(linear.bias)
+    x, alive = torch.randn(5, 32), torch.ones(64)
+    alive[7] = 0.0
+    found: list[dict[str, float]] = []
+    for layer in (linear, transposed, conv):
+        altgrad.convert(layer, recipe if recipe == "fp32" else {"base": recipe, "layers": ["linear", "conv"]})
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.01)
+        with altgrad.observe(layer, optimizer, every=1) as seen:
+            y = layer(x.t()[None])[0].t() if layer is conv else layer(x)
+            (y * alive).square().sum().backward()
+            optimizer.step()
+        found.append(seen.metrics)
+    assert found[0]["dead_neuron_frac/weight"] == 1 / 64
+    assert found[0]["update_ulps/weight"] > 0
+    for name, value in found[0].items():
+        for others in found[1:]:
+            if not (others is found[2] and name.startswith("dead_neuron")):  # a neuron is a linear layer's
+                assert others[name] == pytest.approx(value, rel=1e-5), name
+
+
 class Vision(nn.Module):
     """What timm builds: patches, attention, a head."""
 
@@ -363,6 +392,14 @@ def test_all_kinds_in_one_model_train(autocast: bool) -> None:
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0]
+
+
+def test_parts_of_a_converted_module_stay_in_their_mode() -> None:
+    model = Vision()
+    model.attention.out_proj.eval()
+    altgrad.convert(model, {"base": "hybrid", "layers": KINDS})
+    assert not model.attention.out_proj.training
+    assert model.attention.query_cast.training
 
 
 def test_kinds_are_checked() -> None:
