@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from altgrad_core.numerics.stochastic import Draw
     from altgrad_core.recipes.convert import ConversionSummary, convert
     from altgrad_core.recipes.recipe import Recipe
+    from altgrad_core.recipes.revert import revert
     from altgrad_core.recipes.step_casts import StepCasts
+    from altgrad_core.training.observe import Observation, observe
 
 _LAZY = {
     "BlockFormat": "altgrad_core.numerics.formats",
@@ -29,6 +31,7 @@ _LAZY = {
     "Draw": "altgrad_core.numerics.stochastic",
     "FloatFormat": "altgrad_core.numerics.formats",
     "Format": "altgrad_core.numerics.formats",
+    "Observation": "altgrad_core.training.observe",
     "Recipe": "altgrad_core.recipes.recipe",
     "Run": "altgrad_core.analysis.runs",
     "StepCasts": "altgrad_core.recipes.step_casts",
@@ -38,7 +41,9 @@ _LAZY = {
     "encode": "altgrad_core.numerics.codes",
     "get_format": "altgrad_core.numerics.registry",
     "load_run": "altgrad_core.analysis.runs",
+    "observe": "altgrad_core.training.observe",
     "quantize": "altgrad_core.numerics.cast",
+    "revert": "altgrad_core.recipes.revert",
     "run": "altgrad_core.api",
 }
 
@@ -49,6 +54,7 @@ __all__ = [
     "Draw",
     "FloatFormat",
     "Format",
+    "Observation",
     "Recipe",
     "Run",
     "RunFailed",
@@ -60,7 +66,9 @@ __all__ = [
     "get_format",
     "hookimpl",
     "load_run",
+    "observe",
     "quantize",
+    "revert",
     "run",
 ]
 

@@ -82,6 +82,16 @@ def altgrad_register_scaling(register: Register) -> None:
 
 
 @hookspec
+def altgrad_register_layers(register: Register) -> None:
+    """Add kinds of layers that ``convert`` converts, named in a recipe's ``layers``.
+
+    ``build(module) -> type[altgrad_core.recipes.linear.CastLayer] | str | None`` is asked about every module of a model.
+    It answers with the class to mix in, whose ``forward`` casts; with why a module of this kind is left alone; or with None
+    for a module of another kind.
+    """
+
+
+@hookspec
 def altgrad_register_models(register: Register) -> None:
     """Add models: ``build(options, vocab_size) -> torch.nn.Module`` with ``forward(tokens [B, T]) -> logits [B, T, V]``.
 

@@ -34,6 +34,7 @@ DEFAULT_PLUGINS = (
     "altgrad_format_blocks",
     "altgrad_scaling",
     "altgrad_recipes",
+    "altgrad_layers",
     "altgrad_gpt",
     "altgrad_data",
     "altgrad_adamw",
@@ -54,6 +55,7 @@ KINDS = {
     "altgrad_register_formats": "format",
     "altgrad_register_recipes": "recipe",
     "altgrad_register_scaling": "scaling",
+    "altgrad_register_layers": "layer",
     "altgrad_register_models": "model",
     "altgrad_register_datasets": "dataset",
     "altgrad_register_optimizers": "optimizer",
@@ -280,6 +282,8 @@ def _collect(manager: pluggy.PluginManager, row: PluginRow) -> dict[tuple[str, s
             attrs.resolve_types(options)  # a NameError here, and not when an experiment uses it
         if kind == "model" and "block_size" not in attrs.fields_dict(options or NoOptions):
             raise TypeError(f"options= of the model '{name}' must have a field 'block_size'")
+        if kind == "layer" and name == "linear":
+            raise ValueError("the layers 'linear' are converted by altgrad_core itself")
         if (kind, name) in found:
             raise ValueError(f"the {kind} '{name}' is registered twice")
         found[kind, name] = Extension(

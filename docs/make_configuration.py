@@ -43,6 +43,7 @@ RECIPES = """A recipe is a name (one of those below, or any format: all three op
 recipe and changes what the table says. What is cast is the name of a format or a table of its own (see [A cast](#a-cast)).
 `scaling`, `rounding`, `saturation` and `random_bits` in the recipe's table hold for every operand, and for `gradient`, that does not say
 otherwise itself; `weight_storage`, `optimizer_state` and `saved_activations` say theirs themselves.
+What each kind of layers casts: [convert.md](convert.md#convert).
 """
 
 CASTS = """An operand, `gradient`, `weight_storage` or `saved_activations`: `"e5m2"`, or a table with these keys. Without `scaling` a block
@@ -119,6 +120,8 @@ def default_of(cls: type, field: attrs.Attribute) -> str:
         return "" if (cls, field.name) in _OPTIONAL else "needed"
     if isinstance(value, attrs.Factory) or value is None or value == ():
         return ""
+    if isinstance(value, tuple):
+        return f"`{shown(list(value))}`"
     if isinstance(value, Choice):
         return f'`"{value.kind}"`'
     if attrs.has(type(value)) or isinstance(value, tuple):

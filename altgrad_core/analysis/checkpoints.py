@@ -40,8 +40,8 @@ Kept = Literal["newest", "best", "for good"]
 
 _NAME = re.compile(r"(step|anomaly|start)-(\d+)")
 _POINTERS = ("latest", "best")
-# What `convert` adds to a linear layer: the state of its operands' scaling. Another model has no place for it.
-_CAST_STATE = re.compile(r"(^|\.)(input|weight|grad_output)_cast\.")
+# What `convert` adds to a layer: the state of its operands' scaling. Another model has no place for it.
+_CAST_STATE = re.compile(r"(^|\.)\w+_cast\.scaling\.")
 
 
 @attrs.frozen(kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from altgrad_core.analysis.table import MISSING
-from altgrad_core.recipes.recipe import OPERANDS, STATES
+from altgrad_core.recipes.recipe import OPERANDS, STATES, conditions_text
 from altgrad_core.recipes.resolve_cast import CAST_KEYS
 
 
@@ -22,8 +22,12 @@ def recipe_rows(recipe: Mapping[str, Any]) -> dict[str, Any]:
         if cast is not None and (not named or "format" in cast):
             rows.append(_row(key, cast))
         rows += [_row(f"{key}.{state}", its) for state, its in named.items()]
-    overrides = [(its.get("match", ""), _short(its.get("recipe", ""))) for its in recipe.get("overrides", ())]
+    overrides = [
+        (conditions_text(without(its, "recipe")), _short(its.get("recipe", ""))) for its in recipe.get("overrides", ())
+    ]
     facts = [f"{key} {recipe[key]}" for key in ("compute", "backend") if key in recipe]
+    if "layers" in recipe:
+        facts.append(f"layers {' + '.join(recipe['layers'])}")
     return {"name": recipe.get("name", ""), "facts": facts, "rows": rows, "overrides": overrides}
 
 

@@ -120,14 +120,14 @@ def _details(experiment: Experiment, sizes: dict[str, PlannedSize]) -> list[str]
         lines.append(f"Probes {', '.join(_choice_text(probe) for probe in run.probes) or 'none'}")
     for run in experiment.runs:
         for pattern in sizes[run.name].unused_overrides if run.name in sizes else ():
-            lines.append(f"Warning: {run.name}: the override '{pattern}' matches no linear layer.")
+            lines.append(f"Warning: {run.name}: the override '{pattern}' matches no layer.")
     return list(dict.fromkeys(lines))
 
 
 def recipe_text(recipe: Recipe) -> str:
     """Return a recipe in a line: what is cast to what, and the precision of the rest."""
     said = [f"{name} {_cast_text(cast)}" for name, cast in recipe.all_casts().items()] or ["no casts"]
-    said += [f"{override.match} as {override.recipe.name}" for override in recipe.overrides]
+    said += [f"{override} as {override.recipe.name}" for override in recipe.overrides]
     return f"{recipe.name}: {', '.join(said)}, the rest in {recipe.compute}"
 
 
@@ -142,7 +142,7 @@ def _layers_text(run: RunConfig, sizes: dict[str, PlannedSize]) -> str:
     size = sizes.get(run.name)
     if not size:
         return ""
-    text = f"; casts {size.cast_layers} of {size.linear_layers} linear layers"
+    text = f"; casts {size.cast_layers} of {size.linear_layers} {' + '.join(run.recipe.layers)} layers"
     return text + "".join(f"; GEMMs of {count}: {backend}" for backend, count in size.backends.items())
 
 

@@ -101,7 +101,8 @@ def init_lines(event: Event) -> list[str]:
             return _gpus(facts["gpus"])
         case "recipe":
             skipped = facts["left_alone"]
-            text = f"{len(facts['converted'])} of {facts['linear_layers']} linear layers cast their operands"
+            kinds = " + ".join(facts.get("kinds", ["linear"]))
+            text = f"{len(facts['converted'])} of {facts['linear_layers']} {kinds} layers cast their operands"
             lines = [f"recipe     {facts['name']} · {facts['compute']} compute · {text} · backend {facts['backend']}"]
             reasons: dict[str, list[str]] = {}
             for name, reason in skipped.items():

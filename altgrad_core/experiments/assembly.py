@@ -280,6 +280,7 @@ def _tell(
             "name": summary.recipe,
             "compute": config.recipe.compute,
             "linear_layers": len(summary.layers),
+            "kinds": list(config.recipe.layers),
             "converted": summary.converted,
             "left_alone": summary.skipped,
             "backend": summary.backend,
@@ -293,4 +294,4 @@ def _tell(
     for what, content in facts.items():
         log.emit({"event": "init", "what": what, "facts": content})
     for pattern in summary.unused_overrides:
-        log.warn(f"The recipe's override '{pattern}' matches no linear layer.")
+        log.warn(f"The recipe's override '{pattern}' matches no layer.")

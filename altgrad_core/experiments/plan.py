@@ -25,13 +25,13 @@ class PlannedSize:
     parameters: int
     """Trained numbers; shared ones count once."""
     linear_layers: int
-    """Linear layers of the model."""
+    """Layers of the model of the kinds that the recipe names: linear ones, unless it says otherwise."""
     cast_layers: int
     """Those of them that the recipe casts."""
     backends: dict[str, int]
     """``emulated: why`` or ``native: why`` -> how many of the cast layers, on this machine's GPU or else its CPU."""
     unused_overrides: tuple[str, ...]
-    """Patterns of the recipe that match no layer."""
+    """Overrides of the recipe that match no layer."""
     state_bytes: int
     """FP32 weights and gradients, and the optimizer's state; activations come on top."""
     train_tokens: int
@@ -124,6 +124,8 @@ def needed(experiment: Experiment, plugins: Plugins) -> list[Extension]:
         for cast in recipe.all_casts().values():
             use("format", cast.format)
             use("scaling", cast.scaling.kind)
+        for kind in recipe.layers:
+            use("layer", kind)
         for override in recipe.overrides:
             use_recipe(override.recipe)
 

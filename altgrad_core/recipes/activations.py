@@ -28,8 +28,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from altgrad_core.errors import AltgradError
 from altgrad_core.recipes.control import CastControl
 from altgrad_core.recipes.kept import Kept
-from altgrad_core.recipes.linear import CastLinear
+from altgrad_core.recipes.linear import CastLayer
 from altgrad_core.recipes.recipe import OperandCast
+from altgrad_core.recipes.revert import of_altgrad
 from altgrad_core.recipes.tensor_cast import TensorCast
 
 _COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.clone.default)
@@ -53,10 +54,11 @@ class SavedActivations:
         self._modules: list[str] = []
         for name, module in model.named_modules():
             key = f"{name}.saved_activations" if name else "saved_activations"
-            module.register_forward_pre_hook(self._entering(key))
-            module.register_forward_hook(self._leaving, always_call=True)
-            if isinstance(module, CastLinear) and module.weight_cast is not None:
-                module.weight_cast.register_forward_hook(self._spare)
+            module.register_forward_pre_hook(of_altgrad(self._entering(key)))
+            module.register_forward_hook(of_altgrad(self._leaving()), always_call=True)
+            weight_cast = module.quantizers().get("weight") if isinstance(module, CastLayer) else None
+            if weight_cast is not None:
+                weight_cast.register_forward_hook(of_altgrad(self._spare()))
 
     @contextmanager
     def around(self) -> Iterator[None]:
@@ -85,16 +87,26 @@ class SavedActivations:
 
     def _entering(self, key: str) -> Callable[[nn.Module, Any], None]:
         def entering(module: nn.Module, inputs: Any) -> None:
-            self._modules.append(key)
+            if self._exempt is not None:
+                self._modules.append(key)
 
         return entering
 
-    def _leaving(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self._modules.pop()
+    # Functions and no methods: of a copy of the model the hooks would take a copy of all this along.
 
-    def _spare(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if self._exempt is not None:
-            self._exempt.add(output)
+    def _leaving(self) -> Callable[[nn.Module, Any, Any], None]:
+        def leaving(module: nn.Module, inputs: Any, output: Any) -> None:
+            if self._exempt is not None:
+                self._modules.pop()
+
+        return leaving
+
+    def _spare(self) -> Callable[[nn.Module, Any, Any], None]:
+        def spare(module: nn.Module, inputs: Any, output: Any) -> None:
+            if self._exempt is not None:
+                self._exempt.add(output)
+
+        return spare
 
 
 class _Exempt(TorchDispatchMode):  # type: ignore[no-untyped-call]

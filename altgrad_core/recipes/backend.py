@@ -50,12 +50,9 @@ class Decision:
     only_bfloat16: bool = False
     """Whether the device rounds products to bfloat16 whatever the layer's output is."""
 
-    def make(self, result: torch.dtype, exact: bool) -> LinearGemms:
-        """Return the GEMMs for a layer whose output has this dtype; ``exact``: all its cast values fit BF16."""
-        if result is torch.float64:
-            return EmulatedGemms(result)
-        wide = torch.bfloat16 if exact and result is torch.bfloat16 else torch.float32
-        if self.backend == "emulated":
+    def make(self, result: torch.dtype, wide: torch.dtype) -> LinearGemms:
+        """Return the GEMMs for a layer whose output has the dtype ``result`` and whose values are multiplied in ``wide``."""
+        if self.backend == "emulated" or result is torch.float64:
             return EmulatedGemms(wide)
         product = torch.bfloat16 if result is torch.bfloat16 or self.only_bfloat16 else torch.float32
         how = {f"{name}_how": self.gemms.get(name) for name in GEMMS}

@@ -29,7 +29,9 @@ gives the bits of ``torch.nn.functional.linear`` under autocast.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +42,7 @@ from altgrad_core.errors import AltgradError
 from altgrad_core.recipes.backend import Decision, decide
 from altgrad_core.recipes.gemm import LinearGemms, Operand
 from altgrad_core.recipes.quantizer import Quantizer
-from altgrad_core.recipes.recipe import OPERANDS
+from altgrad_core.recipes.recipe import OPERANDS, OperandCast
 from altgrad_core.recipes.site import Site
 
 if TYPE_CHECKING:
@@ -48,55 +50,55 @@ if TYPE_CHECKING:
     from altgrad_core.recipes.recipe import Recipe
 
 
-class CastLinear(nn.Linear):
-    """An ``nn.Linear`` whose GEMM operands are cast. Made by ``convert``, which changes a layer's class in place."""
+class CastLayer(nn.Module):
+    """What converted layers of every kind have. ``convert`` changes a layer's class in place to one with this as a base.
 
+    A kind of layer says in ``operands`` what it casts, and has a ``forward`` that does it while ``cast_control.casting``.
+    """
+
+    operands: ClassVar[Mapping[str, str]] = {operand: operand for operand in OPERANDS}
+    """What the layer casts -> which of the recipe's casts (``input``, ``weight``, ``grad_output``) says how."""
+    original: ClassVar[type[nn.Module]]
+    """The class that the layer had."""
     cast_name: str
     cast_control: CastControl
-    input_cast: Quantizer | None
-    weight_cast: Quantizer | None
-    grad_output_cast: Quantizer | None
-    decision: Decision
-    """What multiplies the operands on the weight's device."""
+    remembers: bool
+    """Whether casts depend on more than their operands: on a history, or on random bits."""
+    fits_bfloat16: bool
+    """Whether the values of all operands are exactly bfloat16 values."""
 
-    def equip(self, name: str, recipe: Recipe, control: CastControl, *, keeps_values: str = "") -> None:
-        """Attach quantizers for the operands that ``recipe`` casts, and decide what multiplies them.
+    @classmethod
+    def casts_of(cls, recipe: Recipe) -> dict[str, OperandCast]:
+        """Return operand -> cast, for those of this kind of layer that the recipe casts."""
+        found = {operand: getattr(recipe, key) for operand, key in cls.operands.items()}
+        return {operand: how for operand, how in found.items() if how is not None}
 
-        ``keeps_values`` says why the layer needs values and not codes, if it does. Raises ``AltgradError`` where the
-        recipe asks for native GEMMs and none is possible.
-        """
+    def equip(self, name: str, recipe: Recipe, control: CastControl) -> None:
+        """Attach quantizers for the operands that ``recipe`` casts."""
         self.cast_name, self.cast_control = name, control
-        for operand in OPERANDS:
-            how = getattr(recipe, operand)
-            quantizer = None if how is None else Quantizer(how).to(self.weight.device)
+        casts = self.casts_of(recipe)
+        for operand, key in self.operands.items():
+            quantizer = Quantizer(casts[operand]) if operand in casts else None
             setattr(self, f"{operand}_cast", quantizer)
             if quantizer is not None:
-                quantizer.site = Site(control, f"{name}.{operand}", quantizer, forward=operand != "grad_output")
-        self._decide = functools.partial(
-            decide, wish=recipe.backend, fast=recipe.fast_accumulation, keeps_values=keeps_values
-        )
-        self.decide()
-        self.train(self.training)
+                quantizer.site = Site(control, f"{name}.{operand}", quantizer, forward=key != "grad_output")
+                quantizer.train(self.training)
+        quantizers = self.quantizers().values()
+        self.remembers = any(quantizer.draws or quantizer.remembers for quantizer in quantizers)
+        self.fits_bfloat16 = all(quantizer.fits_bfloat16 for quantizer in quantizers)
 
-    def decide(self) -> None:
-        """Choose the backend for the device that the weight is on now."""
-        try:
-            self.decision = self._decide(
-                {operand: getattr(self, f"{operand}_cast") for operand in OPERANDS}, self.weight
-            )
-        except AltgradError as error:
-            raise AltgradError(f"The layer '{self.cast_name}' {error}") from error
+    def quantizers(self) -> dict[str, Quantizer]:
+        """Return operand -> what casts it."""
+        found = {operand: getattr(self, f"{operand}_cast") for operand in self.operands}
+        return {operand: quantizer for operand, quantizer in found.items() if quantizer is not None}
 
-    def _apply(self, *args: Any, **kwargs: Any) -> Self:
-        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
-        self.decide()  # another device, or another precision
-        return self
+    def as_cast(self, weight: Tensor) -> Tensor:
+        """Return the layer's weight, or what has its shape, in the order of dimensions in which it is cast."""
+        return weight
 
-    def forward(self, input: Tensor) -> Tensor:
-        """[..., I] -> [..., O]."""
-        if not self.cast_control.casting:
-            return linear(input, self.weight, self.bias)
-        return _Function.apply(input, self.weight, self.bias, self)  # type: ignore[no-any-return, no-untyped-call]
+    def calling(self, x: Tensor) -> AbstractContextManager[None]:
+        """Return the context for the casts of a forward pass on ``x``, which activation checkpointing may repeat."""
+        return self.cast_control.calling(self.cast_name, x, remembers=self.remembers)
 
     def cast_operand(
         self,
@@ -117,9 +119,13 @@ class CastLinear(nn.Linear):
         quantizer: Quantizer | None = getattr(self, f"{operand}_cast")
         if quantizer is None:
             return Operand(x.to(dtype), None)
+        control = self.cast_control
+        scale = None
         draw = quantizer.site.draw(x, axis, after) if quantizer.draws else None
+        if control.call is not None and quantizer.remembers:
+            scale = control.call.scale(quantizer.site.key, lambda: quantizer.scaling.shared_out(x, axis))
         values, factor, statistics = quantizer(
-            x, dtype=dtype, statistics=counted and self.cast_control.collecting, axis=axis, draw=draw
+            x, dtype=dtype, statistics=counted and control.counting, axis=axis, draw=draw, scale=scale
         )
         if statistics is not None:
             quantizer.site.record(statistics, axis)
@@ -130,22 +136,80 @@ class CastLinear(nn.Linear):
         quantizer: Quantizer | None = getattr(self, f"{operand}_cast")
         return quantizer is not None and quantizer.directional
 
-    def gemms(self, result: torch.dtype) -> LinearGemms:
-        """Return the layer's GEMMs: native ones, or in BF16 where the result is BF16 and all values fit, else FP32 or FP64."""
-        quantizers = (self.input_cast, self.weight_cast, self.grad_output_cast)
-        exact = all(quantizer is None or quantizer.fits_bfloat16 for quantizer in quantizers)
-        return self.decision.make(result, exact)
+    def gemm_dtype(self, result: torch.dtype) -> torch.dtype:
+        """Return the precision of the layer's GEMMs: BF16 where the result is BF16 and all values fit, else FP32 or FP64."""
+        if result is torch.float64:
+            return result
+        return torch.bfloat16 if self.fits_bfloat16 and result is torch.bfloat16 else torch.float32
 
     def extra_repr(self) -> str:
         """Show the layer's name beside its shape in ``print(model)``."""
-        return f"{super().extra_repr()}, name={self.cast_name}"
+        return ", ".join(part for part in (super().extra_repr(), f"name={self.cast_name}") if part)
+
+
+class CastGemmLayer(CastLayer):
+    """A layer with the three GEMMs of a linear one, which FP8 units may do."""
+
+    weight: Tensor
+    decision: Decision
+    """What multiplies the operands on the weight's device."""
+
+    def equip(self, name: str, recipe: Recipe, control: CastControl, *, keeps_values: str = "") -> None:
+        """Attach quantizers, and decide what multiplies what they cast.
+
+        ``keeps_values`` says why the layer needs values and not codes, if it does. Raises ``AltgradError`` where the
+        recipe asks for native GEMMs and none is possible.
+        """
+        super().equip(name, recipe, control)
+        self._decide = functools.partial(
+            decide, wish=recipe.backend, fast=recipe.fast_accumulation, keeps_values=keeps_values
+        )
+        self.decide()
+
+    def decide(self) -> None:
+        """Choose the backend for the device that the weight is on now."""
+        try:
+            casts = {operand: getattr(self, f"{operand}_cast") for operand in OPERANDS}
+            self.decision = self._decide(casts, self.as_cast(self.weight))
+        except AltgradError as error:
+            raise AltgradError(f"The layer '{self.cast_name}' {error}") from error
+
+    def gemms(self, result: torch.dtype) -> LinearGemms:
+        """Return the layer's GEMMs: native ones, or in BF16 where the result is BF16 and all values fit, else FP32 or FP64."""
+        return self.decision.make(result, self.gemm_dtype(result))
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self.decide()  # another device, or another precision
+        return self
+
+
+class CastLinear(CastGemmLayer, nn.Linear):
+    """An ``nn.Linear`` whose GEMM operands are cast."""
+
+    original = nn.Linear
+    input_cast: Quantizer | None
+    weight_cast: Quantizer | None
+    grad_output_cast: Quantizer | None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., I] -> [..., O]."""
+        if not self.cast_control.casting:
+            return linear(input, self.weight, self.bias)
+        return cast_product(self, input, self.weight, self.bias)
+
+
+def cast_product(layer: CastGemmLayer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x W^T + b, [..., O], with the operands ``input``, ``weight``, ``grad_output`` of ``layer`` cast."""
+    with layer.calling(x):
+        return _Function.apply(x, weight, bias, layer)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Function(torch.autograd.Function):
     """y = x W^T + b with cast operands; the module's text says what is cast when, and what is kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: CastLinear) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: CastGemmLayer) -> Tensor:
         kind = x.device.type
         autocast = torch.is_autocast_enabled(kind)
         result = torch.get_autocast_dtype(kind) if autocast else torch.promote_types(x.dtype, weight.dtype)
@@ -164,7 +228,7 @@ class _Function(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         (grad,) = grads
-        layer: CastLinear = ctx.layer
+        layer: CastGemmLayer = ctx.layer
         gemms: LinearGemms = ctx.gemms
         x, x_factor, w, w_factor = ctx.saved_tensors
         xo, wo = Operand(x, x_factor), Operand(w, w_factor)

@@ -39,7 +39,7 @@ class OptimizerStateCast(nn.Module):
         self._parameters_by_name = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.casts = nn.ModuleDict()
         self._updated = self._warned = False
-        optimizer.register_step_post_hook(self._notice_update)
+        control.handles.append(optimizer.register_step_post_hook(self._notice_update))
 
     def forward(self) -> None:
         """Replace each tensor by its cast value, in place.

@@ -83,27 +83,34 @@ class Quantizer(nn.Module):
         return next(self.scaling.buffers(), None) is not None
 
     def forward(
-        self, x: Tensor, *, dtype: torch.dtype, statistics: bool, axis: int = -1, draw: Draw | Keys | None = None
+        self,
+        x: Tensor,
+        *,
+        dtype: torch.dtype,
+        statistics: bool,
+        axis: int = -1,
+        draw: Draw | Keys | None = None,
+        scale: Scale | None = None,
     ) -> Quantized:
         """Return ``x`` of any shape as grid values in ``dtype``, or as codes where that is the format's own 8-bit dtype.
 
         ``axis`` says which dimension of ``x``, as the matrix [rows, columns], the GEMM sums over: the last (-1) or the
         rows (0). It changes the result of directional scaling only. ``draw`` names the random bits of stochastic
-        rounding.
+        rounding. ``scale`` is what to scale by instead of what the policy says.
         """
         block = self.scaling.block(x, axis)
-        scale, inside, factor = self.scaling.shared_out(x, axis)
+        decode, inside, factor = self.scaling.shared_out(x, axis) if scale is None else scale
         if torch.compiler.is_compiling() and self.remembers:
-            scale, inside, factor = self.site.settled(Scale(scale, inside, factor))
+            decode, inside, factor = self.site.settled(Scale(decode, inside, factor))
         if axis == -1 and not torch.compiler.is_compiling():
-            self.last_scale, self.last_block = scale, block
+            self.last_scale, self.last_block = decode, block
         elif axis == -1 and statistics:
-            self.site.keep(scale, block)
+            self.site.keep(decode, block)
         if dtype.itemsize == 1:
             codes, vector = cast_stored(
                 x,
                 self.format,
-                scale=scale,
+                scale=decode,
                 block=block,
                 rounding=self.operand.rounding,
                 saturation=self.operand.saturation,
@@ -111,11 +118,11 @@ class Quantizer(nn.Module):
                 random_bits=self.operand.random_bits,
                 statistics=statistics,
             )
-            return Quantized(codes, scale, vector)
+            return Quantized(codes, decode, vector)
         values, vector = cast(
             x,
             self.format,
-            scale=scale,
+            scale=decode,
             block=block,
             rounding=self.operand.rounding,
             saturation=self.operand.saturation,

@@ -12,6 +12,8 @@ GEMM sums over, once for each. Beyond the operands a recipe casts what a step le
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
 import attrs
@@ -28,6 +30,8 @@ GemmName = Literal["fprop", "dgrad", "wgrad"]
 
 OPERANDS = ("input", "weight", "grad_output")
 STATES = ("weight_storage", "optimizer_state", "saved_activations")
+LINEAR = "linear"
+"""The kind of layers that core converts itself; plugins register others."""
 
 
 def refuse_format(value: Any) -> None:
@@ -86,12 +90,43 @@ class OptimizerStateCasts:
 
 @attrs.frozen(kw_only=True)
 class Override:
-    """Another recipe for the layers whose name matches; the first match wins."""
+    """Another recipe for the layers that meet all its conditions; the first such override wins."""
 
-    match: str
+    match: str = "*"
     """Shell-style pattern (``*``, ``?``, ``[...]``) over the layer's full name, such as ``blocks.*.mlp.up`` or ``lm_head``."""
+    type: str = "*"
+    """Shell-style pattern over the name of the layer's class: ``Linear``, ``Conv*``."""
+    smaller_than: int | None = None
+    """The layer has fewer parameters than this, biases and all."""
+    larger_than: int | None = None
+    """The layer has more parameters than this."""
     recipe: Recipe
     """The recipe of the matching layers: its operands and its ``weight_storage``, the rest is that of the model."""
+
+    def matches(self, names: Iterable[str], type: str, parameters: int) -> bool:
+        """Tell whether a layer is meant, which may have several names where it is shared."""
+        return (
+            any(fnmatch.fnmatchcase(name, self.match) for name in names)
+            and fnmatch.fnmatchcase(type, self.type)
+            and (self.smaller_than is None or parameters < self.smaller_than)
+            and (self.larger_than is None or parameters > self.larger_than)
+        )
+
+    def conditions(self) -> dict[str, str | int]:
+        """Return key -> value of what the override asks for."""
+        found = {"match": self.match, "type": self.type}
+        sizes = {"smaller_than": self.smaller_than, "larger_than": self.larger_than}
+        asked: dict[str, str | int] = {key: value for key, value in found.items() if value != "*"}
+        asked |= {key: value for key, value in sizes.items() if value is not None}
+        return asked or {"match": "*"}
+
+    def __str__(self) -> str:
+        return conditions_text(self.conditions())
+
+
+def conditions_text(conditions: Mapping[str, Any]) -> str:
+    """Return what an override asks for in words: ``lm_head``, or ``blocks.*, type Conv*, smaller_than 1000``."""
+    return ", ".join(str(value) if key == "match" else f"{key} {value}" for key, value in conditions.items())
 
 
 def _gemms(_: Any, __: Any, value: tuple[str, ...]) -> None:
@@ -128,6 +163,8 @@ class Recipe:
     fast_accumulation: tuple[GemmName, ...] = attrs.field(default=("fprop",), validator=_gemms)
     """The native GEMMs (``fprop``, ``dgrad``, ``wgrad``) that sum up in the units' own registers; the others add to FP32
     sums as they go."""
+    layers: tuple[str, ...] = (LINEAR,)
+    """Kinds of layers whose operands are cast: ``linear``, and what plugins add."""
     overrides: tuple[Override, ...] = ()
     """Exceptions for some layers, first match wins."""
 

@@ -23,6 +23,7 @@ import attrs
 from altgrad_core.errors import AltgradError, nearest, unknown
 from altgrad_core.plugins import Choice, Plugins, installed
 from altgrad_core.recipes.recipe import (
+    LINEAR,
     OPERANDS,
     STATES,
     Backend,
@@ -39,7 +40,8 @@ from altgrad_core.structure import Collector, Problem, StructureError, structure
 
 CASTS = (*OPERANDS, "gradient", *STATES)
 _HELD = (*OPERANDS, "gradient")  # what scaling, rounding, ... of the table hold for
-_KEYS = ("name", "base", *CASTS, "scaling", *HOW, "compute", "backend", "fast_accumulation", "overrides")
+_KEYS = ("name", "base", *CASTS, "scaling", *HOW, "compute", "backend", "fast_accumulation", "layers", "overrides")
+_CONDITIONS: dict[str, type] = {"match": str, "type": str, "smaller_than": int, "larger_than": int}
 
 
 def resolve_recipe(spec: str | Mapping[str, Any] | Recipe, *, plugins: Plugins | None = None) -> Recipe:
@@ -59,8 +61,10 @@ def recipe_table(recipe: Recipe) -> dict[str, Any]:
         cast = getattr(recipe, name)
         if cast is not None:
             table[name] = cast_table(cast) if isinstance(cast, OperandCast) else state_table(cast)
+    if recipe.layers != (LINEAR,):
+        table["layers"] = list(recipe.layers)
     if recipe.overrides:
-        table["overrides"] = [{"match": o.match, "recipe": recipe_table(o.recipe)} for o in recipe.overrides]
+        table["overrides"] = [{**o.conditions(), "recipe": recipe_table(o.recipe)} for o in recipe.overrides]
     return table
 
 
@@ -114,6 +118,9 @@ class _Resolver(CastResolver):
             if key in table:
                 with collector.at(key):
                     values[key] = structure(table[key], hint)  # type: ignore[arg-type]
+        if "layers" in table:
+            with collector.at("layers"):
+                values["layers"] = self._layers(table["layers"])
         compute = values.get("compute", compute)
         base = Recipe(name="", compute=compute)
         if "base" in table:
@@ -159,24 +166,34 @@ class _Resolver(CastResolver):
         for index, item in enumerate(structure(spec, tuple[Mapping[str, Any], ...])):
             with collector.at(index):
                 inner = Collector()
+                values: dict[str, Any] = {}
                 for key in item:
-                    if key not in ("match", "recipe"):
-                        inner.add((key,), unknown("key", str(key), ("match", "recipe")))
-                for key in ("match", "recipe"):
-                    if key not in item:
-                        inner.add((key,), "missing; it has no default")
-                match, recipe = "", None
-                if "match" in item:
-                    with inner.at("match"):
-                        match = structure(item["match"], str)
-                if "recipe" in item:
+                    if key not in (*_CONDITIONS, "recipe"):
+                        inner.add((key,), unknown("key", str(key), (*_CONDITIONS, "recipe")))
+                for key, hint in _CONDITIONS.items():
+                    if key in item:
+                        with inner.at(key):
+                            values[key] = structure(item[key], hint)
+                if not any(key in item for key in _CONDITIONS):
+                    inner.add(("match",), f"missing; an override says which layers it is for: {', '.join(_CONDITIONS)}")
+                if "recipe" not in item:
+                    inner.add(("recipe",), "missing; it has no default")
+                else:
                     with inner.at("recipe"):
-                        recipe = self._override_recipe(item["recipe"], compute, within)
+                        values["recipe"] = self._override_recipe(item["recipe"], compute, within)
                 inner.check()
-                assert recipe is not None
-                overrides.append(Override(match=match, recipe=recipe))
+                overrides.append(Override(**values))
         collector.check()
         return overrides
+
+    def _layers(self, spec: Any) -> tuple[str, ...]:
+        kinds = (LINEAR, *self.plugins.names("layer"))
+        collector, names = Collector(), structure(spec, tuple[str, ...])
+        for index, name in enumerate(names):
+            if name not in kinds:
+                collector.add((index,), unknown("kind of layers", name, kinds))
+        collector.check()
+        return tuple(dict.fromkeys(names))
 
     def _override_recipe(self, spec: Any, compute: Compute, within: tuple[str, ...]) -> Recipe:
         recipe = self.resolve(spec, compute, within)
@@ -188,6 +205,8 @@ class _Resolver(CastResolver):
         for key in ("gradient", "optimizer_state", "saved_activations", "overrides"):
             if getattr(recipe, key):
                 raise AltgradError(f"the recipe of an override cannot have '{key}'; set it in the recipe around it")
+        if recipe.layers != (LINEAR,):
+            raise AltgradError("the recipe of an override cannot have 'layers'; set it in the recipe around it")
         return recipe
 
 
@@ -197,10 +216,12 @@ def _name(recipe: Recipe, base: Recipe, table: Mapping[str, Any]) -> str:
         keys = [key for key in _KEYS if key in table and key not in ("name", "base")]
         return ", ".join([base.name, *(f"{key} {_said(table[key])}" for key in keys)])
     casts = recipe.casts()
+    others: dict[str, Any] = {key: cast_table(cast) for key, cast in recipe.all_casts().items() if key not in OPERANDS}
+    if recipe.layers != (LINEAR,):
+        others["layers"] = recipe.layers
     formats = [casts[name].format if name in casts else "-" for name in OPERANDS]
     name = recipe.compute if not casts else formats[0] if len(set(formats)) == 1 else "/".join(formats)
-    others = {key: cast for key, cast in recipe.all_casts().items() if key not in OPERANDS}
-    return ", ".join([name, *(f"{key} {_said(cast_table(cast))}" for key, cast in others.items())])
+    return ", ".join([name, *(f"{key} {_said(value)}" for key, value in others.items())])
 
 
 def _said(value: Any) -> str:
@@ -209,6 +230,8 @@ def _said(value: Any) -> str:
         return value
     if isinstance(value, Choice):
         return value.kind
+    if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+        return " + ".join(value)
     if not isinstance(value, Mapping):
         return "changed"
     if "kind" in value:

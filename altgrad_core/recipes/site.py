@@ -25,6 +25,7 @@ from altgrad_core.numerics.blockwise import Block
 from altgrad_core.numerics.scaling import Scale
 from altgrad_core.numerics.stochastic import Draw, Keys, keys_of, pages_of
 from altgrad_core.recipes.control import CastControl
+from altgrad_core.recipes.recompute import recomputing
 
 if TYPE_CHECKING:
     from altgrad_core.recipes.quantizer import Quantizer
@@ -99,7 +100,7 @@ _WHOLE = Draw(seed=0)
 def _find(ticket: Tensor) -> tuple[Site, int, bool]:
     """Return the site, the axis, and whether the forward pass is being computed again, within the backward pass."""
     number, axis, late = ticket.tolist()
-    again = not late and torch._C._current_graph_task_id() != -1  # there is no public way to ask
+    again = not late and recomputing()
     return _SITES[number], axis, again
 
 

@@ -74,6 +74,7 @@ class StepCasts:
             self._parts["optimizer_state"] = OptimizerStateCast(model, optimizer, recipe.optimizer_state, control)
         if recipe.weight_storage is not None or any(o.recipe.weight_storage is not None for o in recipe.overrides):
             self._parts["weight_storage"] = WeightStorage(model, recipe, control)
+        control.casts_after_update = bool(self._parts.keys() & {"optimizer_state", "weight_storage"})
         saved = recipe.saved_activations
         self._saved_activations = None if saved is None else SavedActivations(model, saved, control)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -99,6 +100,8 @@ class StepCasts:
         """Cast the optimizer's state, then the weights."""
         self._run("optimizer_state")
         self._run("weight_storage")
+        for told in self.control.updated:
+            told()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of all scalings."""

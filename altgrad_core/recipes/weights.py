@@ -11,14 +11,13 @@ With rounding to nearest an update below half a spacing is lost for good; stocha
 
 from __future__ import annotations
 
-import fnmatch
-
 import torch
 from torch import nn
 
 from altgrad_core.errors import AltgradError
 from altgrad_core.recipes.control import CastControl
 from altgrad_core.recipes.recipe import OperandCast, Recipe
+from altgrad_core.recipes.revert import original_class, size_of
 from altgrad_core.recipes.tensor_cast import TensorCast
 
 
@@ -59,17 +58,18 @@ class WeightStorage(nn.Module):
             parameter.copy_(cast(parameter, self._control, f"{name}.weight_storage"))
 
 
-def _owners(model: nn.Module) -> dict[int, list[str]]:
+def _owners(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
     """Return the layers that have a parameter, by the parameter's id."""
-    owners: dict[int, list[str]] = {}
-    for name, module in model.named_modules():
+    owners: dict[int, list[tuple[str, nn.Module]]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
         for parameter in module.parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append(name)
+            owners.setdefault(id(parameter), []).append((name, module))
     return owners
 
 
-def _storage(recipe: Recipe, layers: list[str]) -> OperandCast | None:
+def _storage(recipe: Recipe, layers: list[tuple[str, nn.Module]]) -> OperandCast | None:
     for override in recipe.overrides:
-        if any(fnmatch.fnmatchcase(layer, override.match) for layer in layers):
-            return override.recipe.weight_storage
+        for name, module in layers:
+            if override.matches([name], original_class(module).__name__, size_of(module)):
+                return override.recipe.weight_storage
     return recipe.weight_storage

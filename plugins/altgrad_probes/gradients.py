@@ -14,9 +14,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from altgrad_core.numerics.sums import moments
+from altgrad_core.recipes.readers import linear_layers, neurons
 from altgrad_core.training.probes import Probe, StepContext
 
 
@@ -40,9 +41,11 @@ class GradientsProbe(Probe):
         if not grads:
             return
         # A row of an embedding whose token did not occur has no gradient and is not dead.
-        neurons = {id(m.weight) for m in context.model.modules() if isinstance(m, nn.Linear)}
+        readers = {id(layer.weight): layer for layer in linear_layers(context.model)}
         names = list(grads)
-        layers = [index for index, name in enumerate(names) if id(context.parameters[name]) in neurons]
+        layers = [index for index, name in enumerate(names) if id(context.parameters[name]) in readers]
+        for name in (names[index] for index in layers):
+            grads[name] = neurons(readers[id(context.parameters[name])], grads[name])
         # [parameters] each
         sums, squares, linf, zero_rows = torch.stack([moments(grad) for grad in grads.values()]).unbind(dim=1)
         counts = torch.tensor([grad.numel() for grad in grads.values()], dtype=torch.float64, device=sums.device)

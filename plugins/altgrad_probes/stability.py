@@ -8,7 +8,7 @@
 | ``sqnr_db`` | 10 log10(signal power / error power) of the cast | dB |
 | ``dynamic_range_db`` | 20 log10(amax / smallest non-zero magnitude) before the cast | dB |
 
-and per operand of a linear layer, of its last cast in the step:
+and per operand of a layer, of its last cast in the step:
 
 | metric | definition | unit |
 | --- | --- | --- |
@@ -20,8 +20,7 @@ from __future__ import annotations
 import torch
 
 from altgrad_core.numerics.statistics import FIELDS
-from altgrad_core.recipes.linear import CastLinear
-from altgrad_core.recipes.recipe import OPERANDS
+from altgrad_core.recipes.linear import CastLayer
 from altgrad_core.training.probes import Probe, StepContext
 
 
@@ -77,9 +76,8 @@ def _measure(context: StepContext) -> None:
 def _measure_scales(context: StepContext) -> None:
     scales: dict[str, torch.Tensor] = {}
     for layer in context.model.modules():
-        if isinstance(layer, CastLinear):
-            casts = {operand: getattr(layer, f"{operand}_cast") for operand in OPERANDS}
-            used = {operand: cast.last_scale for operand, cast in casts.items() if cast is not None}
+        if isinstance(layer, CastLayer):
+            used = {operand: cast.last_scale for operand, cast in layer.quantizers().items()}
             scales |= {f"{layer.cast_name}.{operand}": scale for operand, scale in used.items() if scale is not None}
     if scales:
         logs = [scale.double().log2().mean() for scale in scales.values()]

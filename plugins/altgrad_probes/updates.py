@@ -1,8 +1,8 @@
 """What the optimizer's step changes in the weights, as the GEMMs read them.
 
-Per weight of a linear layer, ``q`` its values in the format that the GEMM reads (the recipe's weight format, else the compute
-precision; where the two GEMMs that read it have a cast each, as fprop reads it), before and after the step under the
-**same** scale, since a drifting amax would change every value:
+Per weight of a linear layer or convolution, ``q`` its values in the format that the GEMM reads (the recipe's weight format,
+else the compute precision; where the two GEMMs that read it have a cast each, as fprop reads it), before and after the step
+under the **same** scale, since a drifting amax would change every value:
 
 | metric | definition | unit |
 | --- | --- | --- |
@@ -27,7 +27,8 @@ from altgrad_core.numerics.blockwise import Block
 from altgrad_core.numerics.formats import Format
 from altgrad_core.numerics.registry import get_format
 from altgrad_core.numerics.sums import update_counts
-from altgrad_core.recipes.linear import CastLinear
+from altgrad_core.recipes.linear import CastLayer
+from altgrad_core.recipes.readers import gemm_layers
 from altgrad_core.training.probes import Probe, StepContext
 
 
@@ -35,9 +36,13 @@ from altgrad_core.training.probes import Probe, StepContext
 class _Reading:
     """How a layer's GEMMs read its weight in this step."""
 
+    layer: nn.Module
     format: Format
     scale: Tensor
     block: Block | None
+
+    def as_cast(self, weight: Tensor) -> Tensor:
+        return self.layer.as_cast(weight) if isinstance(self.layer, CastLayer) else weight
 
 
 class UpdatesProbe(Probe):
@@ -53,8 +58,8 @@ class UpdatesProbe(Probe):
         self._weights = {name: p.detach().clone() for name, p in context.parameters.items()}
         self._readings = {}
         names = {id(p): name for name, p in context.parameters.items()}
-        for module in context.model.modules():
-            if isinstance(module, nn.Linear) and id(module.weight) in names and module.weight.grad is not None:
+        for module in gemm_layers(context.model):
+            if id(module.weight) in names and module.weight.grad is not None:
                 self._readings[names[id(module.weight)]] = _reading(module, context.recipe.compute)
 
     def after_update(self, context: StepContext) -> None:
@@ -66,7 +71,8 @@ class UpdatesProbe(Probe):
                 zero.append((parameter.detach() == before).sum().double() / before.numel())
                 continue
             assert parameter.grad is not None  # before_update left the others out
-            count = update_counts(before, parameter, parameter.grad, reading.format, reading.scale, reading.block)
+            tensors = (reading.as_cast(tensor) for tensor in (before, parameter, parameter.grad))
+            count = update_counts(*tensors, reading.format, reading.scale, reading.block)
             zero.append(count[0] / before.numel())
             layers.append(name)
             counts.append(count)
@@ -82,9 +88,9 @@ class UpdatesProbe(Probe):
         self._weights, self._readings = {}, {}
 
 
-def _reading(module: nn.Linear, compute: str) -> _Reading:
-    quantizer = module.weight_cast if isinstance(module, CastLinear) else None
+def _reading(module: nn.Module, compute: str) -> _Reading:
+    quantizer = module.quantizers().get("weight") if isinstance(module, CastLayer) else None
     if quantizer is None:
-        return _Reading(get_format(compute), torch.ones((), device=module.weight.device), None)
+        return _Reading(module, get_format(compute), torch.ones((), device=module.weight.device), None)
     assert quantizer.last_scale is not None, "the layer has a gradient, so its weight has been cast"
-    return _Reading(quantizer.format, quantizer.last_scale, quantizer.last_block)
+    return _Reading(module, quantizer.format, quantizer.last_scale, quantizer.last_block)

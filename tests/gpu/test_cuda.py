@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 
 import altgrad_core as altgrad
@@ -79,3 +80,24 @@ def test_a_checkpoint_is_that_of_the_moment_on_the_device_too() -> None:
     assert torch.equal(copied["w"], expected)
     assert torch.equal(copied["t"], expected.view(2, -1).t())
     assert torch.equal(copied["host"], expected)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_layers_of_a_model_on_the_device_give_the_same_bits(reentrant: bool) -> None:
+    """The backward pass runs in a thread of its own there; a converted model finds its buffers where its weights are."""
+    recipe = {"base": "hybrid", "scaling": "delayed", "rounding": "stochastic", "layers": ["linear", "norm"]}
+
+    def train(checkpointed: bool) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        block = torch.nn.Sequential(torch.nn.LayerNorm(64), torch.nn.Linear(64, 64), torch.nn.GELU()).cuda()
+        altgrad.convert(block, recipe)
+        for _ in range(3):
+            inputs = [torch.randn(8, 64, device="cuda", requires_grad=True) for _ in range(2)]
+            for x in inputs:
+                y = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=reentrant) if checkpointed else block(x)
+                y.square().mean().backward()
+        return {**block.state_dict(), **{f"gradient of {name}": p.grad for name, p in block.named_parameters()}}
+
+    expected, got = train(False), train(True)
+    assert all(value.is_cuda for value in expected.values())
+    assert [name for name, value in expected.items() if not torch.equal(value, got[name])] == []

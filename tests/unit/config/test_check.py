@@ -86,7 +86,7 @@ def test_the_plan(file: Path, cache: Path) -> None:
     assert " 3 128 384 " in rows["bf16"]
     assert " 1,000 128 128,000 " in rows["mixed"]
     assert "Recipe bf16: no casts, the rest in bf16; casts 0 of 5 linear layers" in lines
-    assert "Warning: mixed: the override 'nothing' matches no linear layer." in lines
+    assert "Warning: mixed: the override 'nothing' matches no layer." in lines
     assert any(line.startswith("Plugins: altgrad_gpt (model gpt); altgrad_data (dataset stdlib);") for line in lines)
     assert any("altgrad_csv (sink csv)" in line for line in lines)
 

@@ -141,8 +141,8 @@ OWN_SCALES = (
                    "base: The recipes circle -> circle go round in a circle."),
         ("wrong", "The recipe 'wrong' of the plugin 'altgrad_testing_builtins' is wrong: wieght: Unknown key 'wieght'. "
                   "Did you mean 'weight'? Known: backend, base, compute, fast_accumulation, grad_output, gradient, input, "
-                  "name, optimizer_state, overrides, random_bits, rounding, saturation, saved_activations, scaling, weight, "
-                  "weight_storage."),
+                  "layers, name, optimizer_state, overrides, random_bits, rounding, saturation, saved_activations, scaling, "
+                  "weight, weight_storage."),
         ({"input": 5}, "input: expected the name of a format or a table, got 5"),
         ({"input": {"scaling": "none"}}, "input.format: missing; it has no default"),
         ({"input": {"format": "e5m2", "round": 1}}, "input.round: Unknown key 'round'. Did you mean 'rounding'? "
@@ -155,8 +155,13 @@ OWN_SCALES = (
         ({"compute": "fp16"}, 'compute: expected one of "bf16", "fp32", got "fp16". Did you mean \'bf16\'?'),
         ({"overrides": {}}, "overrides: expected an array, got {}"),
         ({"overrides": [{"match": 5, "recip": ""}]},
-         "overrides[0].recip: Unknown key 'recip'. Did you mean 'recipe'? Known: match, recipe.\n"
-         "overrides[0].recipe: missing; it has no default\noverrides[0].match: expected a text in quotes, got 5"),
+         "overrides[0].recip: Unknown key 'recip'. Did you mean 'recipe'? Known: larger_than, match, recipe, smaller_than, "
+         "type.\n"
+         "overrides[0].match: expected a text in quotes, got 5\noverrides[0].recipe: missing; it has no default"),
+        ({"overrides": [{"recipe": "bf16"}]},
+         "overrides[0].match: missing; an override says which layers it is for: match, type, smaller_than, larger_than"),
+        ({"overrides": [{"smaller_than": "1k", "recipe": "bf16"}]},
+         'overrides[0].smaller_than: expected an integer, got "1k"'),
         ({"overrides": [{"match": "x", "recipe": "fp32"}]},
          "overrides[0].recipe: an override cannot change the compute precision: 'fp32' computes in fp32, the recipe "
          "around it in bf16; use a recipe that computes in bf16"),

@@ -116,6 +116,17 @@ def test_the_mean_of_stochastic_storage_is_the_weight() -> None:
     assert abs((total / 400 - exact).mean()) < 0.001 * spacing
 
 
+def test_overrides_by_class_and_size_hold_for_converted_layers_too() -> None:
+    """After ``convert`` the class of a layer is another one; what is meant is the one that it had."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4, bias=False), nn.Embedding(8, 4))
+    inner = {"base": "e5m2", "weight_storage": "e2m1fn"}
+    override = {"type": "Linear", "larger_than": 16, "recipe": inner}
+    recipe = {"base": "e5m2", "weight_storage": "e3m4", "overrides": [override]}
+    altgrad.convert(model, recipe)
+    storage = WeightStorage(model, resolve_recipe(recipe), CastControl())
+    assert [cast.element.name for cast in storage.casts.values()] == ["e2m1fn", "e3m4", "e3m4"]
+
+
 def test_overrides_say_which_weights() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

@@ -1,0 +1,1 @@
+"""Kinds of layers beyond the linear ones that ``convert`` can make cast."""
