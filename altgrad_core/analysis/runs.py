@@ -22,6 +22,7 @@ from altgrad_core.analysis.runlog import RunLog
 from altgrad_core.errors import AltgradError
 from altgrad_core.experiments.folder import RunFolder
 from altgrad_core.training.events import SIMULATED, Event
+from altgrad_core.training.histograms import CastHistogram
 
 CONFIG, ENVIRONMENT, EVENTS = "run.toml", "env.json", "events.jsonl"
 
@@ -42,6 +43,9 @@ class Run:
     """Why the run has that status, in the words of its last status event; may be empty."""
     values: Mapping[int, Mapping[str, float]] = attrs.field(repr=False)
     """Step -> metric name -> value, in step order."""
+    histograms: Mapping[int, Mapping[str, CastHistogram]] = attrs.field(repr=False)
+    """Step -> ``layer.operand`` -> where its values lie on the grid of its format, in step order; empty where the probe
+    ``histograms`` measured nothing."""
     alerts: tuple[Event, ...] = attrs.field(repr=False)
     """Alert events in step order, one for each (step, alert)."""
     checkpoints: tuple[Event, ...] = attrs.field(repr=False)
@@ -163,6 +167,7 @@ def load_run(folder: str | Path) -> Run:
         status=status,
         reason=reason,
         values=dict(sorted(log.values.items())),
+        histograms=dict(sorted(log.histograms.items())),
         alerts=_by_step(log.alerts.values()),
         checkpoints=_by_step(log.checkpoints.values()),
         facts=log.facts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,23 @@ class Quantized(NamedTuple):
     """What the product has to be multiplied by, 0-d float32 from 1 to below 2; None for 1."""
     statistics: Tensor | None
     """The statistics vector, None unless asked for."""
+
+
+class Observed(NamedTuple):
+    """A cast as it was made, for who watches the quantizer."""
+
+    x: Tensor
+    """The operand before the cast."""
+    scale: Tensor
+    """Decode scale, float32, 0-d or [nr, nc]."""
+    block: Block | None
+    """Rows and columns that share a scale."""
+    axis: int
+    """The dimension that the GEMM sums over, -1 or 0."""
+    draw: Draw | None
+    """Random bits of stochastic rounding."""
+    statistics: Tensor
+    """The statistics vector."""
 
 
 class Quantizer(nn.Module):
@@ -58,6 +76,8 @@ class Quantizer(nn.Module):
         the policy has moved on since."""
         self.last_block: Block | None = None
         """Rows and columns that share each of ``last_scale``; None when it is 0-d."""
+        self.watcher: Callable[[Observed], None] | None = None
+        """Is shown every cast, for as long as a probe sets it."""
 
     @property
     def directional(self) -> bool:
@@ -93,9 +113,12 @@ class Quantizer(nn.Module):
             random_bits=self.operand.random_bits,
             dtype=dtype,
             multiplier=inside,
-            statistics=statistics,
+            statistics=statistics or self.watcher is not None,
         )
-        return Quantized(values, factor, vector)
+        if self.watcher is not None:
+            assert vector is not None
+            self.watcher(Observed(x, scale, block, axis, draw, vector))
+        return Quantized(values, factor, vector if statistics else None)
 
     def extra_repr(self) -> str:
         """Show the format and the scaling in ``print(model)``."""
