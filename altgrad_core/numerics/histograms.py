@@ -72,7 +72,7 @@ def exponent_histogram(x: Tensor) -> Tensor:
     field = (bits >> _MANTISSA_BITS) & _TOP_FIELD
     normals = torch.bincount(field, minlength=_TOP_FIELD + 1)[1:_TOP_FIELD]
     subnormals = (bits[field == 0] & (2**_MANTISSA_BITS - 1)).double()  # in units of 2^-149
-    below = _by_frexp(subnormals)[-LOWEST_EXPONENT :][:_MANTISSA_BITS]
+    below = _by_frexp(subnormals)[-LOWEST_EXPONENT:][:_MANTISSA_BITS]
     return torch.cat([below, normals])
 
 

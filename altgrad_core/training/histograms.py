@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import attrs
-from torch import Tensor
 
 from altgrad_core.numerics.formats import Format
 from altgrad_core.training.events import Event

@@ -65,7 +65,9 @@ def test_formats_too_wide_to_list_are_refused() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_exponents_of_every_dtype_are_those_of_frexp(dtype) -> None:
-    x = (torch.randn(5, 300, generator=torch.Generator().manual_seed(1)) * 2.0 ** torch.randint(-160, 130, (5, 300))).to(dtype)
+    x = (
+        torch.randn(5, 300, generator=torch.Generator().manual_seed(1)) * 2.0 ** torch.randint(-160, 130, (5, 300))
+    ).to(dtype)
     expected = Counter(math.frexp(value)[1] - 1 for value in x.flatten().tolist() if value and math.isfinite(value))
     counts = exponent_histogram(x.t())
     assert {place + LOWEST_EXPONENT: count for place, count in enumerate(counts.tolist()) if count} == expected

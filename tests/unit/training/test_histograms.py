@@ -73,7 +73,7 @@ def test_every_element_is_counted_once_where_it_lies(recipe, monkeypatch: pytest
             zeros += int((c.x == 0).sum())
             under += int(((q == 0) & (c.x != 0)).sum())
         assert dict(zip(its.edges, its.counts)) | {} == {e: binades.get(e, 0) for e in its.edges[:-1]}
-        assert its.counts[0] and its.counts[-1]
+        assert 0 not in (its.counts[0], its.counts[-1])
         assert (its.zeros, its.underflow) == (zeros, under), name
         assert its.elements == sum(its.counts) + zeros == sum(c.x.numel() for _, c in casts)
         assert its.lost == (its.underflow + its.overflow) / its.elements
@@ -104,7 +104,9 @@ def test_it_counts_what_the_statistics_count() -> None:
     found = watch(stage, StabilityProbe(1), HistogramsProbe(1))
     values = stage.context.measurements.read()
     rates = {name: its.overflow / its.elements for name, its in found.items()}
-    assert rates == pytest.approx({n.split("/")[1]: v for n, v in values.items() if n.startswith("overflow_rate/")}, rel=1e-8)
+    assert rates == pytest.approx(
+        {n.split("/")[1]: v for n, v in values.items() if n.startswith("overflow_rate/")}, rel=1e-8
+    )
     assert any(rates.values())
 
 
