@@ -58,8 +58,14 @@ def whole_rows(path: Path) -> list[dict[str, Any]]:
     found = []
     for record in records(path):
         if record.WhichOneof("record_type") == "history":
-            items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
-            row = {name: json.loads(text) for name, text in items.items()}
+            row: dict[str, Any] = {}
+            for item in record.history.item:
+                name, *inside = item.nested_key or [item.key]
+                value = json.loads(item.value_json)
+                if inside:  # W&B takes objects apart
+                    row.setdefault(name, {})["/".join(inside)] = value
+                else:
+                    row[name] = value
             assert row["_step"] == record.history.step.num
             found.append(row)
     return found
