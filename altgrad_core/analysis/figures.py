@@ -255,6 +255,14 @@ def new_axes(width: float, height: float) -> tuple[Any, Any]:
     return figure, figure.add_subplot()
 
 
+def new_axes_of(width: float, height: float, rows: int) -> tuple[Any, list[Any]]:
+    """Return a figure of that many inches, and axes below each other that share their x axis; within ``drawing``."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(figure.subplots(rows, sharex=True, squeeze=False)[:, 0])
+
+
 def to_svg(figure: Any, looks: Sequence[Style], salt: str) -> str:
     """Return the figure as an ``<svg>`` element for a page: colours from the page, ids of its own, short numbers."""
     out = io.StringIO()

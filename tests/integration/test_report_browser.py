@@ -136,9 +136,18 @@ def test_everything_works_and_can_be_read(folder: Path, tmp_path: Path, width: i
     assert found["opened"] >= 10
     assert found["wide"] <= width  # what is too wide scrolls in a box of its own
     assert min(found["series"]) >= 3  # WCAG 2.2, 1.4.11: graphics
-    assert {"training-loss.csv", "ratio.csv", "scale-layers-0.csv", "alerts.csv", "speed.csv", "lineage.csv"} <= set(
-        found["files"]
-    )
+    assert {
+        *(
+            "training-loss.csv",
+            "ratio.csv",
+            "scale-layers-0.csv",
+            "grid-0.csv",
+            "grid-casts-0.csv",
+            "alerts.csv",
+            "speed.csv",
+        ),
+        "lineage.csv",
+    } <= set(found["files"])
     assert all(lines >= 3 for lines in found["files"].values()), found["files"]  # a header, a row, the end
 
 
