@@ -27,6 +27,7 @@ TEXT, GRID, EMPTY = "#010203", "#010204", "#010205"
 _FONT = 9.5
 _WIDTH, _HEIGHT = 5.2, 2.9  # inches of 72 CSS pixels: text stays readable on a phone
 _LEAST_BAND = 8  # rows
+_ROW, _HIGHEST = 0.13, 9.0  # inches: a row that has room for its name, and the highest heatmap
 _MARKED = 40  # a line of at most this many points shows them
 _REST_POINTS = 40  # of a line that is one of many
 
@@ -138,7 +139,7 @@ def heatmap(layers: Layers, *, label: str, low: float, high: float, logarithmic:
         values[values <= 0] = math.nan
     names, bands = _bands(layers.rows)
     rows = len(names)
-    height = min(4.6, max(1.2, 0.085 * rows))
+    height = min(_HIGHEST, max(1.2, _ROW * rows))
     with drawing(salt):
         figure, axes = new_axes(_WIDTH, height + 1.0)
         norm = (LogNorm if logarithmic else Normalize)(low, high)
@@ -148,8 +149,8 @@ def heatmap(layers: Layers, *, label: str, low: float, high: float, logarithmic:
         axes.grid(visible=False)
         axes.set_facecolor(EMPTY)
         axes.spines.bottom.set_visible(False)
-        every = math.ceil(rows / max(1, int(height * 72 / 10)))
-        axes.set_yticks(range(0, rows, every), names[::every], fontsize=7.5)
+        every = math.ceil(rows * _ROW / height - 1e-9)
+        axes.set_yticks(range(0, rows, every), names[::every], fontsize=7)
         for start, stop, band in bands:
             if start:
                 axes.axhline(start - 0.5, color=TEXT, linewidth=0.8)

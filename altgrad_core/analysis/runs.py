@@ -149,7 +149,7 @@ def load_run(folder: str | Path) -> Run:
     if config.get(SIMULATED):
         raise AltgradError(
             f"{folder} holds a simulation (altgrad simulate): nothing was measured, so it is neither compared, reported "
-            f"nor exported. `altgrad watch {folder}` shows it."
+            f"nor exported. `altgrad watch {folder} --replay` plays it again."
         )
     environment = _read_environment(folder / ENVIRONMENT)
     log = RunLog()
