@@ -179,8 +179,12 @@ def load_run(folder: str | Path) -> Run:
     )
 
 
-def load_experiment_runs(folder: str | Path) -> list[Run]:
-    """Read every run below the experiment's ``folder``: the baseline first, the others by name (2 before 10)."""
+def load_experiment_runs(folder: str | Path, unreadable: dict[str, str] | None = None) -> list[Run]:
+    """Read every run below the experiment's ``folder``: the baseline first, the others by name (2 before 10).
+
+    A run that cannot be read raises ``AltgradError``; with ``unreadable`` it is left out, and noted there: folder's name ->
+    why.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise AltgradError(f"Expected an experiment's folder such as runs/<experiment>; there is no folder {folder}.")
@@ -195,7 +199,15 @@ def load_experiment_runs(folder: str | Path) -> list[Run]:
             f"Expected an experiment's folder with at least one run (a folder with a {CONFIG}), found none in {folder}."
             " `altgrad run FILE` makes them."
         )
-    return sorted((load_run(path) for path in folders), key=lambda run: (not run.baseline, _natural(run.name)))
+    runs = []
+    for path in folders:
+        try:
+            runs.append(load_run(path))
+        except AltgradError as error:
+            if unreadable is None:
+                raise
+            unreadable[path.name] = str(error)
+    return sorted(runs, key=lambda run: (not run.baseline, _natural(run.name)))
 
 
 def names_of(runs: Sequence[Run]) -> list[str]:
