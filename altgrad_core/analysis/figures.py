@@ -98,7 +98,7 @@ def lines(
             marker = "o" if len(shown.steps) <= _MARKED and not rest else None
             axes.plot(
                 shown.steps, shown.values, color=look.placeholder, linestyle=look.dashes, linewidth=look.width,
-                marker=marker, markersize=2.6, markeredgewidth=0, zorder=1.5 if rest else 2,
+                marker=marker, markersize=2.6 if len(shown.steps) > 1 else 6, markeredgewidth=0, zorder=1.5 if rest else 2,
             )  # fmt: skip
         for line, look in dots:
             shown = line.finite()
@@ -110,7 +110,8 @@ def lines(
             axes.axhline(0, color=TEXT, linewidth=0.8)
         drawn = [value for line in (*series, *faint, *(line for line, _ in dots)) for value in line.finite().values]
         if from_zero:
-            axes.set_ylim(0, 1.06 * max(drawn, default=0.0) or 1.0)
+            top = 1.06 * max(drawn, default=0.0) or 1.0
+            axes.set_ylim(-0.02 * top, top)  # a line at 0 is a line, and no edge
         elif robust:
             _limit_to_end(axes, faint or series)
         for line, look in zip(faint or series, looks, strict=False):
@@ -120,6 +121,9 @@ def lines(
                 lost, at, color=look.placeholder, transform=axes.get_xaxis_transform(), linestyle="none", marker="x",
                 markersize=4,
             )  # fmt: skip
+        _steps_axis(
+            axes, [step for line in (*series, *(line for line, _ in dots)) for step in line.steps], xlabel == "step"
+        )
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         return to_svg(figure, looks, salt)
@@ -168,6 +172,17 @@ def heatmap(layers: Layers, *, label: str, low: float, high: float, logarithmic:
         bar.set_label(label, fontsize=8.5)
         bar.outline.set_visible(False)
         return to_svg(figure, (), salt)
+
+
+def _steps_axis(axes: Any, places: Sequence[float], whole: bool) -> None:
+    """Tick whole numbers where there are no others, and give a single place a neighbourhood instead of a magnified point."""
+    from matplotlib.ticker import MaxNLocator
+
+    if whole:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if len(set(places)) == 1:
+        axes.set_xlim(places[0] - 1, places[0] + 1)
+        axes.set_xticks([places[0]])
 
 
 def _bands(rows: Sequence[str]) -> tuple[list[str], list[tuple[int, int, str]]]:
