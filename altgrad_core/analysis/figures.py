@@ -179,7 +179,7 @@ def _steps_axis(axes: Any, places: Sequence[float], whole: bool) -> None:
     from matplotlib.ticker import MaxNLocator
 
     if whole:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1))
     if len(set(places)) == 1:
         axes.set_xlim(places[0] - 1, places[0] + 1)
         axes.set_xticks([places[0]])
