@@ -93,7 +93,7 @@ def pictures(page: Path) -> None:
     photograph(text, PICTURES / "report-dark.png", 1000, 1150, DARK)
     photograph(on_a_phone(page), PICTURES / "report-phone.png", 390, 844)
     photograph(text.replace("@media print {", f"@media all {{ {margin}"), PICTURES / "report-print.png", 794, 1123)
-    photograph(section(text, "grids"), PICTURES / "report-grids.png", 1000, 960)
+    photograph(section(text, "grids"), PICTURES / "report-grids.png", 1000, 1090)
 
 
 def main() -> None:

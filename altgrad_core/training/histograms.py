@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import attrs
@@ -14,6 +14,10 @@ from altgrad_core.training.events import Event
 
 COUNTED_BITS = 8
 """Formats of up to so many bits have their used codes counted."""
+
+
+def _whole(counts: Iterable[int]) -> tuple[int, ...]:
+    return tuple(counts)
 
 
 @attrs.frozen(kw_only=True)
@@ -68,7 +72,7 @@ class CastHistogram:
     """Codes of finite numbers that were used at least once; None for formats whose codes are not counted."""
     first: int
     """Exponent of the first binade: ``counts[i]`` elements have 2^(first + i) <= abs(x / scale) < 2^(first + i + 1)."""
-    counts: tuple[int, ...] = attrs.field(converter=tuple, repr=False)
+    counts: tuple[int, ...] = attrs.field(converter=_whole, repr=False)
     """Elements of each binade, from the first to the last that has any; empty when all are zero or not finite."""
 
     @property

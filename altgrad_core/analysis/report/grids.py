@@ -115,7 +115,7 @@ def _fewest_codes(found: Mapping[str, CastHistogram]) -> str:
 
 def _last(its: Drawn) -> tuple[int, Mapping[str, CastHistogram]]:
     """Return the last step with histograms, and these."""
-    return next((step, found) for step, found in reversed(its.run.histograms.items()) if found)
+    return next((step, found) for step, found in reversed(list(its.run.histograms.items())) if found)
 
 
 def _fates(its: CastHistogram) -> str:
