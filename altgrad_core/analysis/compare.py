@@ -12,7 +12,15 @@ from typing import Any
 
 import attrs
 
-from altgrad_core.analysis.rows import LAST_TRAINING_LOSSES, LossKind, Row, judged_losses, make_row, trained_losses
+from altgrad_core.analysis.rows import (
+    LAST_TRAINING_LOSSES,
+    LossKind,
+    Row,
+    judged_losses,
+    make_row,
+    same_machine,
+    trained_losses,
+)
 from altgrad_core.analysis.runs import Run, names_of
 from altgrad_core.analysis.seeds import Group, make_groups, same_but_seed
 from altgrad_core.analysis.table import blocks, seeds_table, table
@@ -25,6 +33,7 @@ __all__ = ["Comparison", "Group", "Row", "blocks", "compare", "seeds_table", "ta
 # The target is a little above the baseline's own end, since a run that is its equal but for noise misses that every
 # second time; and its steps say how much longer a format takes, where the losses only say that it is behind.
 TARGET_PERCENT = 1.0
+_DAY_S = 24 * 3600
 
 
 @attrs.frozen(kw_only=True)
@@ -175,7 +184,33 @@ def _notes(
         )
         notes.append(f"{which} a single training: repeat with other seeds before trusting a small difference.")
     notes += [] if target_note is None else [target_note]
+    notes += _notes_on_speed(runs, rows)
     return notes + [f"{run.name} is a fork of {run.fork}." for run in runs if run.fork]
+
+
+def _notes_on_speed(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:
+    """Return why a speed has no ratio, or a doubtful one: it was measured on another machine, or on another day."""
+    by_name = {row.name: run for run, row in zip(runs, rows, strict=True)}
+    elsewhere, apart = [], []
+    for run, row in zip(runs, rows, strict=True):
+        base = by_name.get(row.compared_with or "")
+        if base is None or run.tokens_per_s is None or base.tokens_per_s is None:
+            continue
+        if not same_machine(run, base):
+            elsewhere.append(row.name)
+        elif abs((run.started_s or 0.0) - (base.started_s or 0.0)) > _DAY_S:
+            apart.append(row.name)
+    notes = []
+    if elsewhere:
+        notes.append(
+            f"No 'speed' for {', '.join(elsewhere)}: trained on another machine than what it is compared with."
+        )
+    if apart:
+        notes.append(
+            f"'speed' of {', '.join(apart)}: begun more than a day apart from what it is compared with, when the machine may "
+            "have had other work."
+        )
+    return notes
 
 
 def _target_note(rows: Sequence[Row], target: float | None, *, given: bool) -> str | None:

@@ -27,6 +27,7 @@ TEXT, GRID, EMPTY = "#010203", "#010204", "#010205"
 _FONT = 9.5
 _WIDTH, _HEIGHT = 5.2, 2.9  # inches of 72 CSS pixels: text stays readable on a phone
 _LEAST_BAND = 8  # rows
+_ROW, _HIGHEST = 0.13, 9.0  # inches: a row that has room for its name, and the highest heatmap
 _MARKED = 40  # a line of at most this many points shows them
 _REST_POINTS = 40  # of a line that is one of many
 
@@ -97,7 +98,7 @@ def lines(
             marker = "o" if len(shown.steps) <= _MARKED and not rest else None
             axes.plot(
                 shown.steps, shown.values, color=look.placeholder, linestyle=look.dashes, linewidth=look.width,
-                marker=marker, markersize=2.6, markeredgewidth=0, zorder=1.5 if rest else 2,
+                marker=marker, markersize=2.6 if len(shown.steps) > 1 else 6, markeredgewidth=0, zorder=1.5 if rest else 2,
             )  # fmt: skip
         for line, look in dots:
             shown = line.finite()
@@ -109,7 +110,8 @@ def lines(
             axes.axhline(0, color=TEXT, linewidth=0.8)
         drawn = [value for line in (*series, *faint, *(line for line, _ in dots)) for value in line.finite().values]
         if from_zero:
-            axes.set_ylim(0, 1.06 * max(drawn, default=0.0) or 1.0)
+            top = 1.06 * max(drawn, default=0.0) or 1.0
+            axes.set_ylim(-0.02 * top, top)  # a line at 0 is a line, and no edge
         elif robust:
             _limit_to_end(axes, faint or series)
         for line, look in zip(faint or series, looks, strict=False):
@@ -119,6 +121,9 @@ def lines(
                 lost, at, color=look.placeholder, transform=axes.get_xaxis_transform(), linestyle="none", marker="x",
                 markersize=4,
             )  # fmt: skip
+        _steps_axis(
+            axes, [step for line in (*series, *(line for line, _ in dots)) for step in line.steps], xlabel == "step"
+        )
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         return to_svg(figure, looks, salt)
@@ -138,7 +143,7 @@ def heatmap(layers: Layers, *, label: str, low: float, high: float, logarithmic:
         values[values <= 0] = math.nan
     names, bands = _bands(layers.rows)
     rows = len(names)
-    height = min(4.6, max(1.2, 0.085 * rows))
+    height = min(_HIGHEST, max(1.2, _ROW * rows))
     with drawing(salt):
         figure, axes = new_axes(_WIDTH, height + 1.0)
         norm = (LogNorm if logarithmic else Normalize)(low, high)
@@ -148,8 +153,8 @@ def heatmap(layers: Layers, *, label: str, low: float, high: float, logarithmic:
         axes.grid(visible=False)
         axes.set_facecolor(EMPTY)
         axes.spines.bottom.set_visible(False)
-        every = math.ceil(rows / max(1, int(height * 72 / 10)))
-        axes.set_yticks(range(0, rows, every), names[::every], fontsize=7.5)
+        every = math.ceil(rows * _ROW / height - 1e-9)
+        axes.set_yticks(range(0, rows, every), names[::every], fontsize=7)
         for start, stop, band in bands:
             if start:
                 axes.axhline(start - 0.5, color=TEXT, linewidth=0.8)
@@ -167,6 +172,17 @@ def heatmap(layers: Layers, *, label: str, low: float, high: float, logarithmic:
         bar.set_label(label, fontsize=8.5)
         bar.outline.set_visible(False)
         return to_svg(figure, (), salt)
+
+
+def _steps_axis(axes: Any, places: Sequence[float], whole: bool) -> None:
+    """Tick whole numbers where there are no others, and give a single place a neighbourhood instead of a magnified point."""
+    from matplotlib.ticker import MaxNLocator
+
+    if whole:
+        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1))
+    if len(set(places)) == 1:
+        axes.set_xlim(places[0] - 1, places[0] + 1)
+        axes.set_xticks([places[0]])
 
 
 def _bands(rows: Sequence[str]) -> tuple[list[str], list[tuple[int, int, str]]]:
@@ -253,6 +269,14 @@ def new_axes(width: float, height: float) -> tuple[Any, Any]:
 
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
+
+
+def new_axes_of(width: float, height: float, rows: int) -> tuple[Any, list[Any]]:
+    """Return a figure of that many inches, and axes below each other that share their x axis; within ``drawing``."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(figure.subplots(rows, sharex=True, squeeze=False)[:, 0])
 
 
 def to_svg(figure: Any, looks: Sequence[Style], salt: str) -> str:

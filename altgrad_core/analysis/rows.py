@@ -24,6 +24,9 @@ LossKind = Literal["validation", "training"]
 # which its status shows.
 _FREE = ("experiment", "name", "baseline", "recipe", "checkpoint", "probes", "alerts", "sink", "launcher", "fork")
 
+# What of env.json decides how fast a training is, beside what it trains.
+_MACHINE = ("platform", "device", "device_name", "cpu_threads")
+
 # Field of a row -> metric: what is measured of gradients, casts and weights.
 _EVIDENCE = {
     "grad_cos_sim": "grad_cos_sim",
@@ -96,7 +99,7 @@ class Row:
     tokens_per_s: float | None
     """Median training speed."""
     speed_ratio: float | None
-    """``tokens_per_s`` over that of the run it is compared with."""
+    """``tokens_per_s`` over that of the run it is compared with; None where that was trained on another machine."""
     wall_time_s: float | None
     """Time spent, over all stretches; None before the start."""
     nan_steps: int | None
@@ -129,7 +132,7 @@ def make_row(
             baseline_loss = base_losses[base_steps.index(compared_step)]
             if math.isfinite(compared_loss) and math.isfinite(baseline_loss) and baseline_loss > 0:
                 difference = 100 * (compared_loss / baseline_loss - 1)
-        if run.tokens_per_s is not None and base.tokens_per_s:
+        if run.tokens_per_s is not None and base.tokens_per_s and same_machine(run, base):
             speed_ratio = run.tokens_per_s / base.tokens_per_s
     trained = trained_losses(run)
     reached = (step for step, loss in trained.items() if target is not None and loss <= target)
@@ -172,6 +175,11 @@ def make_row(
         differs_in=() if base is None else _differences(run.config, base.config),
         verdict="",
     )
+
+
+def same_machine(run: Run, base: Run) -> bool:
+    """Whether two runs were trained on equal machines, as far as ``env.json`` tells: by their speeds then speaks the format."""
+    return all(run.environment.get(key) == base.environment.get(key) for key in _MACHINE)
 
 
 def judged_losses(run: Run) -> tuple[LossKind | None, list[int], list[float]]:

@@ -18,6 +18,7 @@ from altgrad_core.errors import AltgradError
 from altgrad_core.experiments.eventfile import not_an_event
 from altgrad_core.experiments.history import events_of
 from altgrad_core.training.events import PREPARING, SIMULATED, Event, metrics_of
+from altgrad_core.training.histograms import CastHistogram, histograms_of
 
 _GIB = 2**30
 # name in `RunLog.machine` -> field of a GPU's sample, what is taken of several GPUs, factor to the unit of the name
@@ -36,6 +37,7 @@ class RunLog:
     status: str = "pending"
     reason: str = ""
     values: dict[int, dict[str, float]] = attrs.field(factory=dict)
+    histograms: dict[int, dict[str, CastHistogram]] = attrs.field(factory=dict)
     alerts: dict[tuple[int, str], Event] = attrs.field(factory=dict)
     checkpoints: dict[str, Event] = attrs.field(factory=dict)
     facts: dict[str, dict[str, Any]] = attrs.field(factory=dict)
@@ -66,6 +68,8 @@ class RunLog:
         if kind == "metrics":
             values = metrics_of(event)
             self.values.setdefault(int(event["step"]), {}).update(values)
+        elif kind == "histograms":
+            self.histograms[int(event["step"])] = histograms_of(event)
         elif kind == "alert":
             self.alerts[int(event["step"]), event["alert"]] = event
         elif kind == "checkpoint":

@@ -22,6 +22,7 @@ from altgrad_core.analysis.runlog import RunLog
 from altgrad_core.errors import AltgradError
 from altgrad_core.experiments.folder import RunFolder
 from altgrad_core.training.events import SIMULATED, Event
+from altgrad_core.training.histograms import CastHistogram
 
 CONFIG, ENVIRONMENT, EVENTS = "run.toml", "env.json", "events.jsonl"
 
@@ -42,6 +43,9 @@ class Run:
     """Why the run has that status, in the words of its last status event; may be empty."""
     values: Mapping[int, Mapping[str, float]] = attrs.field(repr=False)
     """Step -> metric name -> value, in step order."""
+    histograms: Mapping[int, Mapping[str, CastHistogram]] = attrs.field(repr=False)
+    """Step -> ``layer.operand`` -> where its values lie on the grid of its format, in step order; empty where the probe
+    ``histograms`` measured nothing."""
     alerts: tuple[Event, ...] = attrs.field(repr=False)
     """Alert events in step order, one for each (step, alert)."""
     checkpoints: tuple[Event, ...] = attrs.field(repr=False)
@@ -145,7 +149,7 @@ def load_run(folder: str | Path) -> Run:
     if config.get(SIMULATED):
         raise AltgradError(
             f"{folder} holds a simulation (altgrad simulate): nothing was measured, so it is neither compared, reported "
-            f"nor exported. `altgrad watch {folder}` shows it."
+            f"nor exported. `altgrad watch {folder} --replay` plays it again."
         )
     environment = _read_environment(folder / ENVIRONMENT)
     log = RunLog()
@@ -163,6 +167,7 @@ def load_run(folder: str | Path) -> Run:
         status=status,
         reason=reason,
         values=dict(sorted(log.values.items())),
+        histograms=dict(sorted(log.histograms.items())),
         alerts=_by_step(log.alerts.values()),
         checkpoints=_by_step(log.checkpoints.values()),
         facts=log.facts,
@@ -174,8 +179,12 @@ def load_run(folder: str | Path) -> Run:
     )
 
 
-def load_experiment_runs(folder: str | Path) -> list[Run]:
-    """Read every run below the experiment's ``folder``: the baseline first, the others by name (2 before 10)."""
+def load_experiment_runs(folder: str | Path, unreadable: dict[str, str] | None = None) -> list[Run]:
+    """Read every run below the experiment's ``folder``: the baseline first, the others by name (2 before 10).
+
+    A run that cannot be read raises ``AltgradError``; with ``unreadable`` it is left out, and noted there: folder's name ->
+    why.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise AltgradError(f"Expected an experiment's folder such as runs/<experiment>; there is no folder {folder}.")
@@ -190,7 +199,15 @@ def load_experiment_runs(folder: str | Path) -> list[Run]:
             f"Expected an experiment's folder with at least one run (a folder with a {CONFIG}), found none in {folder}."
             " `altgrad run FILE` makes them."
         )
-    return sorted((load_run(path) for path in folders), key=lambda run: (not run.baseline, _natural(run.name)))
+    runs = []
+    for path in folders:
+        try:
+            runs.append(load_run(path))
+        except AltgradError as error:
+            if unreadable is None:
+                raise
+            unreadable[path.name] = str(error)
+    return sorted(runs, key=lambda run: (not run.baseline, _natural(run.name)))
 
 
 def names_of(runs: Sequence[Run]) -> list[str]:

@@ -12,6 +12,7 @@ import tomli
 
 from altgrad_core.analysis.rows import dotted
 from altgrad_core.analysis.runs import CONFIG, ENVIRONMENT, Run, load_experiment_runs
+from altgrad_core.errors import AltgradError
 from altgrad_core.training.events import SIMULATED, Event
 
 # Of a row of the comparison, what one number or word for the whole run can be.
@@ -48,17 +49,21 @@ def outcome(folder: Path, ended: Event) -> dict[str, float | str]:
     """Return how a run ended, in the terms of the comparison (``altgrad_core.analysis.compare.Row``).
 
     ``ended`` is its last ``status`` event. The run is compared as ``altgrad compare`` does with all runs of the experiment, as
-    far as these have come when this is asked; in a simulation less is known and told. Raises ``AltgradError`` for a run
-    folder of the experiment that is damaged.
+    far as these have come when this is asked; in a simulation less is known and told. Other runs whose folder cannot be read
+    are left out, and named as ``left_out``. Raises ``AltgradError`` when the run's own folder is damaged.
     """
     told: dict[str, float | str] = {"status": ended["status"], "reason": ended.get("reason") or ""}
     if ended.get(SIMULATED):
         return told
     from altgrad_core.analysis.compare import compare
 
-    runs = [
-        as_ended(run, ended) if run.folder.name == folder.name else run for run in load_experiment_runs(folder.parent)
-    ]
+    unreadable: dict[str, str] = {}
+    found = load_experiment_runs(folder.parent, unreadable)
+    if folder.name in unreadable:
+        raise AltgradError(unreadable[folder.name])
+    if unreadable:
+        told["left_out"] = f"cannot be read, and so are not compared with: {', '.join(unreadable)}"
+    runs = [as_ended(run, ended) if run.folder.name == folder.name else run for run in found]
     (row,) = [row for run, row in zip(runs, compare(runs).rows, strict=True) if run.folder.name == folder.name]
     if row.compared_with is not None:
         told["baseline"] = row.compared_with

@@ -103,10 +103,15 @@ def plan_table(experiment: Experiment, sizes: dict[str, PlannedSize]) -> Table:
             f"{run.train.steps:,}",
             f"{step:,}",
             f"{total:,}",
-            f"{total / size.train_tokens:.2f}" if size else "-",
+            epochs_text(total / size.train_tokens) if size else "-",
             f"{size.state_bytes / 2**20:.1f}" if size else "-",
         )
     return table
+
+
+def epochs_text(count: float) -> str:
+    """Return a number of epochs with two decimals; a small part of one keeps a digit that is not 0."""
+    return f"{count:.2f}" if count >= 0.01 else f"{count:.1g}"
 
 
 def _details(experiment: Experiment, sizes: dict[str, PlannedSize]) -> list[str]:

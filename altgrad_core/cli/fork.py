@@ -14,9 +14,10 @@ def fork(
         typer.Argument(metavar="RUN@STEP", help="A run's folder and a checkpoint: a step, latest, best, or a name."),
     ],
     name: Annotated[str, typer.Option("--name", help="Name of the new run, whose folder lies beside its parent's.")],
+    recipe: Annotated[str | None, typer.Option("--recipe", help="Train on with this recipe.")] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help='What is changed: recipe="bf16", train.learning_rate=1e-4; repeatable.'),
+        typer.Option("--set", help="What else is changed: train.steps=600, train.learning_rate=1e-4; repeatable."),
     ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Move an earlier fork of that name aside and start over.")
@@ -32,9 +33,11 @@ def fork(
     from altgrad_core.cli.run import train_and_report
     from altgrad_core.experiments.fork import parse_moment, plan_fork
     from altgrad_core.experiments.schema import Experiment
+    from altgrad_core.spelling import shown
 
     parent = parse_moment(moment)
-    config = plan_fork(parent, name, set_ or (), fresh=fresh)
+    overrides = ([] if recipe is None else [f"recipe={shown(recipe)}"]) + (set_ or [])
+    config = plan_fork(parent, name, overrides, fresh=fresh)
     runs = parent.folder.path.resolve().parent.parent
     if runs.is_relative_to(Path.cwd()):
         runs = runs.relative_to(Path.cwd())

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from altgrad_core.plugins import Extension, PluginRow, Plugins
 
+_EVERY_COLUMN = 110
 _STYLES = {"ok": "green", "missing": "yellow", "broken": "bold red", "disabled": "dim"}
 
 
@@ -26,7 +27,9 @@ def plugins(
     console = Console(highlight=False)
     found = installed()
     if name is None:
-        console.print(plugins_table(found))
+        console.print(plugins_table(found, console.width))
+        if console.width < _EVERY_COLUMN:
+            console.print("altgrad plugins NAME shows where one is from, and its version.", soft_wrap=True)
         return
     rows = [row for row in found.rows if row.name == name]
     if not rows:
@@ -35,22 +38,22 @@ def plugins(
         console.print("\n".join(_plugin_lines(found, row)), markup=False, soft_wrap=True)
 
 
-def plugins_table(found: Plugins) -> Table:
-    """Return the table of all plugins."""
+def plugins_table(found: Plugins, width: int) -> Table:
+    """Return the table of all plugins; in a narrow terminal without source and version, so that what they offer has room."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for header in ("name", "source", "version", "status"):
+    wide = width >= _EVERY_COLUMN
+    for header in ("name", "source", "version", "status") if wide else ("name", "status"):
         table.add_column(header, no_wrap=True)
     table.add_column("offers, or why not", overflow="fold")
     for row in found.rows:
         offers = "; ".join(f"{kind} {', '.join(sorted(names))}" for kind, names in row.offers.items())
         table.add_row(
             Text(row.name),
-            Text(row.source),
-            Text(row.version),
+            *([Text(row.source), Text(row.version)] if wide else []),
             Text(row.status, style=_STYLES[row.status]),
             Text(row.reason or offers or "nothing"),
         )

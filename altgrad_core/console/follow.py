@@ -23,7 +23,7 @@ from altgrad_core.errors import AltgradError
 from altgrad_core.experiments.eventfile import parse_event
 from altgrad_core.experiments.folder import RunFolder, holder_of
 from altgrad_core.experiments.history import events_of
-from altgrad_core.training.events import Event
+from altgrad_core.training.events import SIMULATED, Event
 
 _BLOCK = 1 << 20
 _CHECK_S = 1.0
@@ -54,7 +54,7 @@ class Target:
 
 
 def find(given: Path | None, runs: Path) -> Target:
-    """Return what ``altgrad watch`` was asked for: a run, an experiment, or the newest experiment below ``runs``."""
+    """Return what ``altgrad watch`` was asked for: a run, an experiment, or the newest one below ``runs`` that is trained."""
     if given is None or (given.is_dir() and not (given / "run.toml").exists() and not any(given.glob("*/run.toml"))):
         parent = runs if given is None else given
         experiments = {path.parent.parent for path in parent.glob("*/*/run.toml")}
@@ -63,7 +63,7 @@ def find(given: Path | None, runs: Path) -> Target:
                 f"Expected a run or an experiment to watch, found none in {parent}. `altgrad run FILE` makes them; give its "
                 "folder when it is elsewhere."
             )
-        return Target(max(experiments, key=lambda path: max(_age(p.parent) for p in path.glob("*/run.toml"))), None)
+        return Target(max(experiments, key=_interest), None)
     folder = given if given.exists() else runs / given
     if (folder / "run.toml").exists():
         return Target(folder.parent, folder.name)
@@ -207,6 +207,20 @@ def recorded(folders: Sequence[RunFolder]) -> Iterator[tuple[str, Event]]:
 def _timed(folder: RunFolder) -> Iterator[tuple[float, str, Event]]:
     for event in events_of(folder.events):
         yield event["time"], folder.path.name, event
+
+
+def _interest(experiment: Path) -> tuple[bool, float]:
+    """Return what to watch is chosen by: whether something is really being trained there, then when it was last heard of."""
+    folders = [path.parent for path in experiment.glob("*/run.toml")]
+    training = any(holder_of(RunFolder(path).lock) is not None and not _is_simulated(path) for path in folders)
+    return training, max(_age(path) for path in folders)
+
+
+def _is_simulated(folder: Path) -> bool:
+    try:
+        return bool(tomli.loads((folder / "run.toml").read_text(encoding="utf-8")).get(SIMULATED))
+    except (OSError, ValueError):
+        return False
 
 
 def _age(folder: Path) -> float:

@@ -90,9 +90,7 @@ class PlainScreen:
         if run.action == "feed" and (fed := fed_sinks(run.folder.events)):
             self._line(name, "info", f"complete sinks: {', '.join(sorted(fed))}")
         if not state.over:
-            state.stop(
-                status, f"its process was ended by {killed_by}" if killed_by else "its process ended without a word"
-            )
+            state.stop(status, f"its process ended without a word{f', by {killed_by}' if killed_by else ''}")
             self._line(name, "error", f"{status}: {state.reason}")
         lines = beyond(log_end, state.reason)
         if lines:
@@ -296,4 +294,7 @@ def _intention(planned: PlannedRun) -> tuple[str, str]:
             return "info", f"is {reason}; what its sinks have not got, they get now"
         case "resume", reason:
             return "info", f"was {reason} and is resumed"
-    return "info", f"trains {planned.config.train.steps:,} steps, recipe {planned.config.recipe.name}"
+    config = planned.config
+    steps, first = config.train.steps, 0 if config.fork is None else config.fork.step
+    which = f", {first + 1:,} to {steps:,}" if first else ""
+    return "info", f"trains {steps - first:,} steps{which}, recipe {config.recipe.name}"

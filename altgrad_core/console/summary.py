@@ -17,12 +17,12 @@ _LABEL = 13
 def summary(
     state: ScreenState, folders: Mapping[str, RunFolder], width: int, now: float, *, table_follows: bool = False
 ) -> list[Line]:
-    """Return the box of all runs that were heard of: in full for a single one, a row each for several.
+    """Return the box of all runs, once one was heard of: in full for a single one, a row each for several.
 
-    With ``table_follows`` the rows leave out what that table says: states, steps, times and validation losses.
+    With ``table_follows`` the rows leave out what that table says beside the losses: states, steps and times.
     """
-    runs = [run for run in state.runs.values() if run.latest]
-    if not runs:
+    runs = list(state.runs.values())
+    if not any(run.latest for run in runs):
         return []
     title = f"{'SIMULATED, nothing was trained' if state.simulated else 'summary'}: {state.title}"
     if len(runs) == 1:
@@ -31,7 +31,9 @@ def summary(
     else:
         names = max(len(run.name) for run in runs)
         rows = [_in_brief(run, names, now, table_follows=table_follows) for run in runs]
-        models = [Line().field(run.name, names).add(f"  {_model(run, folders.get(run.name))}") for run in runs]
+        models = [
+            Line().field(run.name, names).add(f"  {_model(run, folders.get(run.name))}") for run in runs if run.latest
+        ]
     # A path that does not fit is not cut: somebody may want to copy it.
     if any(model.width > width - 4 for model in models):
         return [*box(title, rows, width), *models]
@@ -40,12 +42,14 @@ def summary(
 
 def _in_brief(run: RunState, names: int, now: float, *, table_follows: bool) -> Line:
     row = Line().field(run.name, names)
+    if not run.latest:
+        return row.add("  not started")
     if not table_follows:
         row.add("  ").field(run.status, 11, _STATUS.get(run.status, PLAIN))
         row.add(f"  {run.step:,} steps  {clock(run.elapsed_s(now))}")
     if "train/loss" in run.values:
         row.add(f"  train loss {run.values['train/loss']:.4f}")
-    if run.validation is not None and not table_follows:
+    if run.validation is not None:
         row.add(f"  val loss {run.validation.loss:.4f}")
     if run.peak_mib and table_follows:
         row.add(f"  peak memory {gib(run.peak_mib)} GiB")

@@ -168,7 +168,11 @@ def assemble(
         ),
         data=data,
         probes={probe.kind: build("probe", probe) for probe in config.probes},
-        alerts=AlertWatch(config.alerts, weight_storage=config.recipe.weight_storage),
+        alerts=AlertWatch(
+            config.alerts,
+            weight_storage=config.recipe.weight_storage,
+            casts=any(recipe.all_casts() for recipe in (config.recipe, *(o.recipe for o in config.recipe.overrides))),
+        ),
         checkpoints=checkpoints,
         emit=emit,
         stop_requested=stop_requested,

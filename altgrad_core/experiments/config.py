@@ -172,7 +172,9 @@ def _parse_override(text: str, report: _Report) -> _Override | None:
         report.setting(text, "expected KEY=VALUE or RUN:KEY=VALUE, such as train.steps=50")
         return None
     if path[0] not in SET_KEYS:
-        report.setting(text, _unknown(path[0], SET_KEYS))
+        rest = key.strip().partition(".")[2]
+        of_run = f" To set {rest} in the run '{path[0]}' alone: --set '{path[0]}:{rest}={right}'."
+        report.setting(text, _unknown(path[0], SET_KEYS) + (of_run if path[1:2] and path[1] in SET_KEYS else ""))
         return None
     try:
         table = tomli.loads(f"value = {right.strip()}")

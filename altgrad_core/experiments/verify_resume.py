@@ -106,6 +106,13 @@ def _facts(config: RunConfig, run: RunFolder) -> dict[str, Any]:
         for name, value in metrics_of(event).items()
     ]
     facts |= _in_order("metric", metrics)
+    histograms = [
+        (event["step"], name, facts)
+        for event in events_of(run.events)
+        if event["event"] == "histograms"
+        for name, facts in event["casts"].items()
+    ]
+    facts |= _in_order("histogram", histograms)
     if config.sinks:
         with (run.path / _ROWS).open(newline="", encoding="utf-8") as file:
             rows = [(int(step), name, value) for step, name, value in list(csv.reader(file))[1:]]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from altgrad_core.errors import AltgradError
-from altgrad_core.numerics.blockwise import Block
+from altgrad_core.numerics.blockwise import Block, expand
 from altgrad_core.numerics.cast import refuse_scales
 from altgrad_core.numerics.codes import encode
 from altgrad_core.numerics.formats import BlockFormat, Format
@@ -19,6 +19,7 @@ from altgrad_core.numerics.stochastic import MAX_RANDOM_BITS, Draw
 _LISTED_BITS = 16
 # Exponents of float32 and bfloat16: those of the subnormals reach down to that of 2^-149.
 LOWEST_EXPONENT, HIGHEST_EXPONENT = -149, 127
+_MANTISSA_BITS, _TOP_FIELD = 23, 255  # of float32
 
 
 def code_histogram(
@@ -64,8 +65,29 @@ def exponent_histogram(x: Tensor) -> Tensor:
 
     Zeros, infinities and NaN have none and are left out. float64 elements beyond float32's exponents count at the ends.
     """
+    if x.dtype is torch.float64:
+        return _by_frexp(x)
+    # By the exponent's bits, a twentieth of the time: field 0 has zero and the subnormals, 255 infinities and NaN.
+    bits = x.detach().to(torch.float32).reshape(-1).contiguous().view(torch.int32)
+    field = (bits >> _MANTISSA_BITS) & _TOP_FIELD
+    normals = torch.bincount(field, minlength=_TOP_FIELD + 1)[1:_TOP_FIELD]
+    subnormals = (bits[field == 0] & (2**_MANTISSA_BITS - 1)).double()  # in units of 2^-149
+    below = _by_frexp(subnormals)[-LOWEST_EXPONENT:][:_MANTISSA_BITS]
+    return torch.cat([below, normals])
+
+
+def _by_frexp(x: Tensor) -> Tensor:
     magnitude = x.detach().double().abs().reshape(-1)
     magnitude = magnitude[torch.isfinite(magnitude) & (magnitude > 0)]
     exponent = torch.frexp(magnitude)[1].long() - 1
     place = exponent.clamp(LOWEST_EXPONENT, HIGHEST_EXPONENT) - LOWEST_EXPONENT
     return torch.bincount(place, minlength=HIGHEST_EXPONENT - LOWEST_EXPONENT + 1)
+
+
+def binade_histogram(x: Tensor, *, scale: Tensor, block: Block | None = None) -> Tensor:
+    """Return ``exponent_histogram`` of ``x / scale``, int64 [277]: how many elements lie in each binade of the format's grid.
+
+    ``scale`` is the decode scale, 0-d, or with ``block`` one a block. Quotients beyond float32 are left out.
+    """
+    wide = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    return exponent_histogram(wide / (scale if block is None else expand(scale, x.shape, block)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -32,6 +33,23 @@ class Quantized(NamedTuple):
     0-d or [nr, nc]."""
     statistics: Tensor | None
     """The statistics vector, None unless asked for."""
+
+
+class Observed(NamedTuple):
+    """A cast as it was made, for who watches the quantizer."""
+
+    x: Tensor
+    """The operand before the cast."""
+    scale: Tensor
+    """Decode scale, float32, 0-d or [nr, nc]."""
+    block: Block | None
+    """Rows and columns that share a scale."""
+    axis: int
+    """The dimension that the GEMM sums over, -1 or 0."""
+    draw: Draw | None
+    """Random bits of stochastic rounding."""
+    statistics: Tensor
+    """The statistics vector."""
 
 
 class Quantizer(nn.Module):
@@ -66,6 +84,8 @@ class Quantizer(nn.Module):
         the policy has moved on since. In compiled code of the newest one whose statistics were collected."""
         self.last_block: Block | None = None
         """Rows and columns that share each of ``last_scale``; None when it is 0-d."""
+        self.watcher: Callable[[Observed], None] | None = None
+        """Is shown every cast, for as long as a probe sets it; compiled code shows none."""
 
     @property
     def directional(self) -> bool:
@@ -106,8 +126,11 @@ class Quantizer(nn.Module):
             self.last_scale, self.last_block = decode, block
         elif axis == -1 and statistics:
             self.site.keep(decode, block)
+        watcher = None if torch.compiler.is_compiling() else self.watcher
+        counted = statistics or watcher is not None
         if dtype.itemsize == 1:
-            codes, vector = cast_stored(
+            factor = decode
+            values, vector = cast_stored(
                 x,
                 self.format,
                 scale=decode,
@@ -116,23 +139,27 @@ class Quantizer(nn.Module):
                 saturation=self.operand.saturation,
                 draw=draw,
                 random_bits=self.operand.random_bits,
-                statistics=statistics,
+                statistics=counted,
             )
-            return Quantized(codes, decode, vector)
-        values, vector = cast(
-            x,
-            self.format,
-            scale=decode,
-            block=block,
-            rounding=self.operand.rounding,
-            saturation=self.operand.saturation,
-            draw=draw,
-            random_bits=self.operand.random_bits,
-            dtype=dtype,
-            multiplier=inside,
-            statistics=statistics,
-        )
-        return Quantized(values, factor, vector)
+        else:
+            values, vector = cast(
+                x,
+                self.format,
+                scale=decode,
+                block=block,
+                rounding=self.operand.rounding,
+                saturation=self.operand.saturation,
+                draw=draw,
+                random_bits=self.operand.random_bits,
+                dtype=dtype,
+                multiplier=inside,
+                statistics=counted,
+            )
+        if watcher is not None:
+            assert vector is not None
+            assert not isinstance(draw, Keys)  # these are of compiled code
+            watcher(Observed(x, decode, block, axis, draw, vector))
+        return Quantized(values, factor, vector if statistics else None)
 
     def extra_repr(self) -> str:
         """Show the format and the scaling in ``print(model)``."""

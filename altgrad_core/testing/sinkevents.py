@@ -27,6 +27,17 @@ def other_events(step: int) -> list[Event]:
     return [
         {"event": "status", "status": "running", "step": step, "reason": "", "pid": 1, "resumed": False},
         {"event": "init", "what": "model", "facts": {"kind": "gpt", "parameters": 7, "groups": {"head": 7}, "options": None}},
+        {
+            "event": "histograms", "step": step,
+            "formats": {"e5m2": {"min_positive": 2.0**-16, "min_normal": 2.0**-14, "max_finite": 57344.0, "codes": 248}},
+            "casts": {
+                layer: {
+                    "format": "e5m2", "elements": 16, "zeros": 3, "underflow": 1, "subnormal": 2, "overflow": 0, "nan": 0,
+                    "inf": 0, "codes": 9, "first": -18, "counts": counts,
+                }
+                for layer, counts in ((LAYERS[2], [1, 0, 5, 7]), ("blocks.0.mlp.down.grad_output", []))
+            },
+        },
         {"event": "evaluation", "step": step, "state": "begin"},
         {"event": "evaluation", "step": step, "state": "end", "patience_used": 1, "patience": 3},
         {"event": "task", "task": "opening the data", "state": "progress", "done": 1, "total": None, "unit": ""},

@@ -75,11 +75,13 @@ _LOST = ' Without a master copy of the weights these updates are lost; rounding 
 class AlertWatch:
     """Watches a run's values.
 
-    ``weight_storage`` is the recipe's, since what a bit stall means depends on it.
+    ``weight_storage`` is the recipe's, since what a bit stall means depends on it; ``casts``: whether the recipe casts
+    anything, so that a wider format may be the remedy.
     """
 
-    def __init__(self, rules: AlertConfig, *, weight_storage: OperandCast | None = None) -> None:
+    def __init__(self, rules: AlertConfig, *, weight_storage: OperandCast | None = None, casts: bool = True) -> None:
         self.rules = rules
+        self.casts = casts
         self.skipped_updates = 0
         """Steps of the run with a loss or gradient norm that is not finite; their updates are skipped."""
         self.stop_reason = ""
@@ -170,8 +172,8 @@ class AlertWatch:
             for_long = f" for {rule.patience} steps in a row" if rule.patience > 1 else ""
             message = (
                 f"The {what} is {state}{for_long}, so the update is skipped: weights and optimizer stay as they were. "
-                "A single one does no harm; if more follow, lower the learning rate or give the layers whose nan_count or "
-                "inf_count is not zero a wider format."
+                "A single one does no harm; if more follow, lower the learning rate"
+                f"{' or give the layers whose nan_count or inf_count is not zero a wider format' if self.casts else ''}."
             )
             found.append(self._alert("nan", rule, value, math.inf, message))
         rule = self.rules.nan_patience
@@ -179,8 +181,12 @@ class AlertWatch:
             skipped = f"{rule.patience} skipped updates in a row" if rule.patience > 1 else "a skipped update"
             message = (
                 f"The {what} is {state}: {skipped} (nan_patience = {rule.patience}), and the weights do not change any more. "
-                f"Lower the learning rate, lengthen the warmup, or give "
-                "the layers whose nan_count or inf_count is not zero a wider format."
+                + (
+                    "Lower the learning rate, lengthen the warmup, or give the layers whose nan_count or inf_count is not zero "
+                    "a wider format."
+                    if self.casts
+                    else "Lower the learning rate or lengthen the warmup."
+                )
             )
             found.append(self._alert("nan_patience", rule, float(rule.patience), float(rule.patience), message))
         return found
@@ -227,8 +233,8 @@ class AlertWatch:
         message = (
             f"The smoothed loss is {smoothed:.4g}, {above:.3g} nats above its best of {self._losses.best:.4g} at step "
             f"{self._losses.best_step}, and has been more than {rule.threshold:g} above it for {rule.patience} steps in a "
-            "row. The training is undoing what it learnt; lower the learning rate, or widen the format of the layers "
-            "with the lowest grad_cos_sim."
+            "row. The training is undoing what it learnt; lower the learning rate"
+            f"{', or widen the format of the layers with the lowest grad_cos_sim' if self.casts else ''}."
         )
         return [self._alert("divergence", rule, above, rule.threshold, message)]
 

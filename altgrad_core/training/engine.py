@@ -20,6 +20,7 @@ from altgrad_core.training.checkpoint import Checkpoints, Loaded, Saved
 from altgrad_core.training.config import TrainConfig
 from altgrad_core.training.data import TokenData, batch, evaluation_batches
 from altgrad_core.training.events import Event, to_json
+from altgrad_core.training.histograms import to_event
 from altgrad_core.training.metrics import Measurements
 from altgrad_core.training.probes import Batch, Probe, StepContext
 from altgrad_core.training.probing import Probing
@@ -181,6 +182,8 @@ class Engine:
                 "train/skipped_updates": self.alerts.skipped_updates,
             }
             self._emit_metrics(step, values)
+            if histograms := context.measurements.histograms():
+                self.emit(to_event(step, histograms))
             alerts += self._carry_out(self.alerts.check_rates(values), context, before)
         return alerts
 

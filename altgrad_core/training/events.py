@@ -10,6 +10,9 @@ Metric values are floats; JSON has no NaN or infinity, so these travel as the st
 | ``status`` | ``status``: running, done, failed, stopped, interrupted; ``step``; ``reason``; running: ``pid``, ``resumed`` |
 | ``init`` | ``what``: model, data, batch, recipe, environment, distributed, gpus, alerts; ``facts``: name -> value |
 | ``metrics`` | ``step``; ``values``: metric name -> float |
+| ``histograms`` | ``step``; ``casts``: ``layer.operand`` -> the fields of ``...histograms.CastHistogram`` but ``range``, \
+as ``format``, ``first`` and ``counts`` (elements of each binade of x / scale), ``underflow``, ``overflow``, ...; \
+``formats``: name -> the fields of ``FormatRange``. Follows the ``metrics`` of its step; a simulation has none |
 | ``evaluation`` | ``step``; ``state``: begin, end (values come as ``metrics``); end: ``patience_used`` of ``patience`` |
 | ``task`` | ``task``: its name; ``state``: begin, progress, end; ``done`` of ``total`` ``unit`` |
 | ``gpus`` | ``samples``: the fields of ``...hardware.GpuSample``, one for each GPU; one left out cannot be read |

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from altgrad_core.numerics.formats import Format
+from altgrad_core.training.histograms import CastHistogram, from_vector
+
 
 class Measurements:
     """Collects values under metric names during a step; ``read`` brings all of them to the host at once.
@@ -21,6 +24,7 @@ class Measurements:
         self._tensors: list[Tensor] = []
         self._means: dict[str, list[str]] = {}
         self._host: dict[str, float] = {}
+        self._histograms: dict[str, tuple[Format, int, Tensor]] = {}
 
     def add(self, name: str, value: Tensor | float) -> None:
         """Add one value: a float, or a 0-d tensor on any device."""
@@ -37,6 +41,22 @@ class Measurements:
         self._names += names
         self._tensors.append(values.detach())
         self._means.setdefault(metric, []).extend(names)
+
+    def add_histogram(self, name: str, format: Format, lowest: int, vector: Tensor) -> None:
+        """Add the histogram of ``layer.operand``, cast to ``format``: what ``from_vector`` takes, float64 on any device."""
+        self._histograms[name] = (format, lowest, vector.detach())
+
+    def histograms(self) -> dict[str, CastHistogram]:
+        """Return every histogram; one device-to-host transfer."""
+        if not self._histograms:
+            return {}
+        vectors = [vector for _, _, vector in self._histograms.values()]
+        numbers = torch.cat(vectors).tolist()
+        found, start = {}, 0
+        for name, (format, lowest, vector) in self._histograms.items():
+            found[name] = from_vector(format, lowest, numbers[start : start + len(vector)])
+            start += len(vector)
+        return found
 
     def read(self) -> dict[str, float]:
         """Return every value, rounded to the 9 digits that identify a float32; one device-to-host transfer."""

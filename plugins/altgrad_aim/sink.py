@@ -1,4 +1,4 @@
-"""The sink ``aim``: metrics and alerts become sequences of an Aim run, the configuration its parameters.
+"""The sink ``aim``: metrics, histograms and alerts become sequences of an Aim run, the configuration its parameters.
 
 The run's hash and the last step are the sink's state. Aim keeps one value for each name, context and step, so that a step
 which comes again overwrites itself; what a crashed stretch tracked later is taken away when the run is resumed.
@@ -13,11 +13,13 @@ from altgrad_aim.names import to_aim
 from altgrad_aim.repository import Repository
 from altgrad_core.analysis.tracking import outcome, settings_of
 from altgrad_core.training.events import SIMULATED, Event, metrics_of
+from altgrad_core.training.histograms import histograms_of
 
 if TYPE_CHECKING:
     from aim import Run
 
 _NO_STEP = -1
+_TRACKED = ("metrics", "histograms", "alert")
 
 
 class AimSink:
@@ -33,9 +35,9 @@ class AimSink:
         self._is_torn = False  # the last write failed, maybe half way
 
     def write(self, event: Event) -> None:
-        """Track a ``metrics`` or ``alert`` event; take facts and status as parameters; pass over what else there is."""
+        """Track what comes at a step; take facts and status as parameters; pass over what else there is."""
         kind = event["event"]
-        if kind not in ("metrics", "alert", "init", "status"):
+        if kind not in (*_TRACKED, "init", "status"):
             return
         run = self._opened()
         self._is_torn = True
@@ -45,6 +47,8 @@ class AimSink:
             self._is_marked = True
         if kind == "metrics":
             self._track(run, event)
+        elif kind == "histograms":
+            self._track_histograms(run, event)
         elif kind == "alert":
             self._alert(run, event)
         elif kind == "init":
@@ -56,7 +60,7 @@ class AimSink:
             self._ended = None if event["status"] == "running" else event
         self._repository.flush()
         self._is_torn = False
-        if kind in ("metrics", "alert"):
+        if kind in _TRACKED:
             self._step = max(self._step, event["step"])
 
     def close(self) -> str | None:
@@ -108,6 +112,16 @@ class AimSink:
         for metric, value in metrics_of(event).items():
             name, context = to_aim(storable(metric))
             run.track(value, name=name, step=event["step"], context=context)
+
+    def _track_histograms(self, run: Run, event: Event) -> None:
+        """Track each as an Aim distribution over log2 of abs(x / scale)."""
+        import numpy as np
+        from aim import Distribution
+
+        for cast, its in histograms_of(event).items():
+            if its.counts:  # of zeros alone there is nothing to draw
+                values = Distribution(hist=np.array(its.counts), bin_range=(its.edges[0], its.edges[-1]))
+                run.track(values, name="histogram", step=event["step"], context={"layer": storable(cast)})
 
     def _alert(self, run: Run, event: Event) -> None:
         from aim import Text

@@ -1,4 +1,4 @@
-"""Registers the probes ``gradients``, ``stability``, ``updates`` and ``shadow``."""
+"""Registers the probes ``gradients``, ``stability``, ``updates``, ``shadow`` and ``histograms``."""
 
 from __future__ import annotations
 
@@ -40,6 +40,14 @@ class ShadowOptions:
     """Steps between measurements; the first step is always measured."""
 
 
+@attrs.frozen(kw_only=True)
+class HistogramsOptions:
+    """``probes.histograms``: costs about a step each time on a CPU."""
+
+    every: int = attrs.field(default=100, validator=_positive)
+    """Steps between measurements; the first step is always measured."""
+
+
 def build_gradients(options: GradientsOptions) -> Probe:
     """Norms, SNR and dead neurons of each parameter's gradient."""
     from altgrad_probes.gradients import GradientsProbe
@@ -68,10 +76,18 @@ def build_shadow(options: ShadowOptions) -> Probe:
     return ShadowProbe(options.every)
 
 
+def build_histograms(options: HistogramsOptions) -> Probe:
+    """Where each linear layer's operands lie on the grids of their formats."""
+    from altgrad_probes.histograms import HistogramsProbe
+
+    return HistogramsProbe(options.every)
+
+
 @hookimpl
 def altgrad_register_probes(register: Register) -> None:
-    """Register the four probes."""
+    """Register the five probes."""
     register("gradients", build_gradients, GradientsOptions)
     register("stability", build_stability, ProbeOptions)
     register("updates", build_updates, ProbeOptions)
     register("shadow", build_shadow, ShadowOptions)
+    register("histograms", build_histograms, HistogramsOptions)

@@ -1,4 +1,4 @@
-"""The sink ``tensorboard``: metrics as scalars, one record an event; settings, alerts and the outcome as texts.
+"""The sink ``tensorboard``: metrics as scalars, one record an event; histograms; settings, alerts and the outcome as texts.
 
 A resumed run cuts its event files back to where its checkpoint was taken, so that no step stands in them twice, whoever
 reads them.
@@ -14,6 +14,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 
 from altgrad_core.analysis.tracking import flat, outcome, settings_of
 from altgrad_core.training.events import SIMULATED, Event, StateLost, metrics_of
+from altgrad_core.training.histograms import histograms_of
 from altgrad_tensorboard import summaries
 from altgrad_tensorboard.eventfiles import EventFiles, claim
 
@@ -35,6 +36,9 @@ class TensorBoardSink:
             self._began = True
         if event["event"] == "metrics":
             self._write(event, event["step"], summaries.scalars(metrics_of(event)))
+        elif event["event"] == "histograms":
+            found = {name: its for name, its in histograms_of(event).items() if its.counts}
+            self._write(event, event["step"], summaries.histograms(found))
         elif event["event"] == "alert":
             facts = summaries.table({key: event.get(key) for key in ("value", "threshold", "action", "layer")})
             name = f"{_prefix(event)}alerts/{event['alert']}"

@@ -1,4 +1,4 @@
-"""What TensorBoard shows, as its own messages: scalars, texts, and a run's settings and end for its HParams tab.
+"""What TensorBoard shows, as its own messages: scalars, histograms, texts, and a run's settings and end for its HParams tab.
 
 ``tensorboard.plugins.*.summary`` make the same messages but need TensorFlow.
 """
@@ -11,10 +11,13 @@ from google.protobuf.struct_pb2 import Value as HParamValue
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
-from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_STRING
+from tensorboard.plugins.histogram.metadata import create_summary_metadata as histogram_metadata
 from tensorboard.plugins.hparams import api_pb2, metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 from tensorboard.plugins.text.metadata import create_summary_metadata
+
+from altgrad_core.training.histograms import CastHistogram
 
 COMPARED = ("val/loss", "train/loss")
 """The columns of the HParams tab."""
@@ -23,6 +26,11 @@ COMPARED = ("val/loss", "train/loss")
 def scalars(values: Mapping[str, float]) -> Summary:
     """Return metrics of one step; TensorBoard keeps them as float32."""
     return Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+
+
+def histograms(found: Mapping[str, CastHistogram]) -> Summary:
+    """Return casts of one step for the Histograms tab, over log2 of abs(x / scale): [bins, left edge, right edge, count]."""
+    return Summary(value=[_histogram(f"histogram/{name}", its) for name, its in found.items()])
 
 
 def text(tag: str, markdown: str) -> Summary:
@@ -64,6 +72,14 @@ def ended(status: str, time: float) -> Summary:
 
 def _hparams(tag: str, data: HParamsPluginData) -> Summary:
     return _value(tag, metadata.create_summary_metadata(data), metadata.NULL_TENSOR)
+
+
+def _histogram(tag: str, its: CastHistogram) -> Summary.Value:
+    bins = zip(its.edges[:-1], its.edges[1:], its.counts, strict=True)
+    shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in (len(its.counts), 3)])
+    tensor = TensorProto(dtype=DT_DOUBLE, double_val=[float(n) for row in bins for n in row], tensor_shape=shape)
+    about = histogram_metadata(display_name=tag, description=f"log2 of abs(x / scale), cast to {its.format}")
+    return Summary.Value(tag=tag, metadata=about, tensor=tensor)
 
 
 def _value(tag: str, of: SummaryMetadata, tensor: TensorProto) -> Summary:

@@ -17,6 +17,7 @@ from typing import Any
 
 from altgrad_core.analysis.tracking import outcome, settings_of
 from altgrad_core.training.events import SIMULATED, Event, StateLost
+from altgrad_core.training.histograms import histograms_of
 from altgrad_wandb.artifacts import log_report, log_weights
 from altgrad_wandb.connection import Connection, connect, mode
 from altgrad_wandb.plugin import WandbOptions
@@ -48,6 +49,9 @@ class WandbSink:
             self._connect()
         if event["event"] == "metrics":
             self._collect(event, event["values"])
+        elif event["event"] == "histograms":
+            found = {name: its for name, its in histograms_of(event).items() if its.counts}
+            self._collect(event, {f"histogram/{name}": [list(its.counts), its.edges] for name, its in found.items()})
         elif event["event"] == "alert":
             self._alert(event)
         elif event["event"] == "evaluation":
@@ -128,7 +132,7 @@ class WandbSink:
 
     def _log_row(self) -> None:
         if self._row and self._connection is not None and self._step >= self._first:
-            row = {name: float(value) for name, value in self._row.items()}
+            row = {name: _logged(value) for name, value in self._row.items()}
             self._connection.run.log(row, step=self._step, commit=True)
         self._given, self._row = max(self._given, self._step), {}
 
@@ -161,3 +165,12 @@ class WandbSink:
                 log_weights(run, self._run_folder)
             if self._options.report:
                 log_report(run, self._run_folder, ended)
+
+
+def _logged(value: Any) -> Any:
+    """Return what W&B takes for a number, or for a histogram: counts and the edges of their bins."""
+    if not isinstance(value, list):
+        return float(value)
+    import wandb
+
+    return wandb.Histogram(np_histogram=tuple(value))

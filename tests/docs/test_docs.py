@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import attrs
 import pytest
 import tomli
 import torch
@@ -133,10 +134,13 @@ def test_every_metric_of_a_run_is_defined(tmp_path: Path, monkeypatch: pytest.Mo
     ]
     (run,) = altgrad.run(ROOT / "experiments.toml", overrides=overrides, only=["e5m2"], runs=tmp_path / "runs")
     measured = {n if n.split("/")[0] in ("train", "val") else n.split("/")[0] for n in run.metric_names()}
-    page = (ROOT / "docs" / "metrics.md").read_text()
+    page, histograms = (ROOT / "docs" / "metrics.md").read_text().split("## Probe `histograms`")
     rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
     defined = {name.split("/<")[0] for row in rows for name in re.findall(r"`([^`]+)`", row)}
     assert measured == defined
+    (cast, *_) = run.histograms[1].values()
+    rows = [line.split("|")[1] for line in histograms.splitlines() if line.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"`([^`]+)`", row)} == set(attrs.asdict(cast)) - {"range"}
 
 
 def test_the_alert_table_is_that_of_the_code() -> None:

@@ -18,6 +18,7 @@ from altgrad_aim.names import from_aim
 
 from altgrad_core.experiments.history import events_of
 from altgrad_core.testing.sinkevents import by_metric, difference, rows_of
+from altgrad_core.training.histograms import histograms_of
 
 if TYPE_CHECKING:
     from aim import Run
@@ -55,6 +56,21 @@ def aim_alerts(run: Run) -> dict[tuple[int, str], str]:
     return found
 
 
+def aim_histograms(run: Run) -> dict[tuple[int, str], tuple[list[int], list[float]]]:
+    """Return the histograms of a run: step and ``layer.operand`` -> counts, and the edges of their bins."""
+    from aim.sdk.sequence_collection import SingleRunSequenceCollection
+    from aim.sdk.sequences.distribution_sequence import Distributions
+
+    found = {}
+    for sequence in SingleRunSequenceCollection(run, seq_cls=Distributions):
+        assert sequence.name == "histogram"
+        steps, (values, _, _) = sequence.data.items_list()
+        for step, value in zip(steps, values, strict=True):
+            counts, edges = value.to_np_histogram()
+            found[step, sequence.context["layer"]] = (counts.tolist(), edges.tolist())
+    return found
+
+
 def told(folder: Path) -> list[dict[str, Any]]:
     """Return the events that a sink of the run got: all but the last, which tells of the sinks."""
     return [event for event in events_of(folder / "events.jsonl") if event["event"] != "sinks"]
@@ -68,6 +84,12 @@ def assert_is_of(run: Run, folder: Path) -> None:
     alerts = {(e["step"], e["alert"]): e["message"] for e in told(folder) if e["event"] == "alert"}
     assert alerts
     assert {at: text.split(": ", 1)[1] for at, text in aim_alerts(run).items()} == alerts
+    histograms = {
+        (event["step"], name): (list(its.counts), its.edges)
+        for event in told(folder)
+        for name, its in histograms_of(event).items()
+    }
+    assert aim_histograms(run) == histograms
     for sequence in run.metrics():
         steps, (values, _, _) = sequence.data.items_list()
         facts = run.meta_run_tree["traces", sequence.context.idx, sequence.name]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import tomli
-from aim_reader import AIM, aim_rows, aim_runs, assert_is_of, told
+from aim_reader import AIM, aim_histograms, aim_rows, aim_runs, assert_is_of, told
 from helpers import MakeExperiment, altgrad_cli, altgrad_here
 from test_resume import altgrad_run, wait_for
 
@@ -36,6 +36,7 @@ def test_a_training_comes_back_from_aim(make_experiment: MakeExperiment, tmp_pat
     assert altgrad.load_run(folder).sinks["aim"] == {"status": "complete", "missed": 0, "reason": ""}
     (run,) = aim_runs(tmp_path).values()
     assert_is_of(run, folder)
+    assert {"blocks.0.mlp.up.input", "lm_head.grad_output"} <= {cast for _, cast in aim_histograms(run)}
     assert (run.name, run.experiment, run.tags, run.active) == ("r", "small", [], False)
     contexts = {(sequence.name, *sequence.context.to_dict().items()) for sequence in run.metrics()}
     assert {

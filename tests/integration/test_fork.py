@@ -76,7 +76,10 @@ def test_a_fork_that_changes_nothing_repeats_its_parent_bit_for_bit(parent: Path
 
 
 def test_another_recipe_from_here(parent: Path) -> None:
-    fork("runs/small/parent@latest", "other", 'recipe="bf16"', "train.steps=16")
+    options = ("--name", "other", "--recipe", "bf16", "--set", "train.steps=16")
+    status, said = altgrad_here("fork", "runs/small/parent@latest", *options)
+    assert status == 0, said
+    assert "trains 4 steps, 13 to 16, recipe bf16" in said
     run = altgrad.load_run(parent.parent / "other")
     steps, losses = run.metrics("val/loss")
     assert steps[0] == 12

@@ -214,5 +214,5 @@ def test_the_log_of_an_earlier_start_explains_no_death(make_experiment: MakeExpe
         assert process.stdout is not None
         said = process.stdout.read()
     assert process.returncode == 1
-    assert "its process was ended by SIGKILL" in said
+    assert "its process ended without a word, by SIGKILL" in said
     assert "of the first start" not in said

@@ -84,6 +84,25 @@ out.textContent = JSON.stringify(found);
 """
 
 
+# Finds, in a frame as wide as a phone, what sticks out of its box and cannot be scrolled to.
+PHONE = """
+<iframe src="REPORT" style="width: 390px; height: 844px; border: 0"></iframe><pre id="found"></pre>
+<script>
+document.querySelector("iframe").onload = event => {
+  const page = event.target.contentDocument, found = {cut: [], scrolls: 0};
+  for (const details of page.querySelectorAll("details")) details.open = true;
+  for (const box of page.querySelectorAll("body *")) {
+    if (box.namespaceURI.endsWith("svg") || box.scrollWidth <= box.clientWidth + 1 || !box.clientWidth) continue;
+    if (["auto", "scroll"].includes(event.target.contentWindow.getComputedStyle(box).overflowX)) found.scrolls++;
+    else if (!box.closest(".scroll")) found.cut.push(box.tagName + " " + box.className + " " + box.textContent.slice(0, 40));
+  }
+  found.wide = page.documentElement.scrollWidth;
+  document.getElementById("found").textContent = JSON.stringify(found);
+};
+</script>
+"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained experiment: two seeds, delayed scaling, an alert, a fork."""
@@ -136,10 +155,32 @@ def test_everything_works_and_can_be_read(folder: Path, tmp_path: Path, width: i
     assert found["opened"] >= 10
     assert found["wide"] <= width  # what is too wide scrolls in a box of its own
     assert min(found["series"]) >= 3  # WCAG 2.2, 1.4.11: graphics
-    assert {"training-loss.csv", "ratio.csv", "scale-layers-0.csv", "alerts.csv", "speed.csv", "lineage.csv"} <= set(
-        found["files"]
-    )
+    assert {
+        *(
+            "training-loss.csv",
+            "ratio.csv",
+            "scale-layers-0.csv",
+            "grid-0.csv",
+            "grid-casts-0.csv",
+            "alerts.csv",
+            "speed.csv",
+        ),
+        "lineage.csv",
+    } <= set(found["files"])
     assert all(lines >= 3 for lines in found["files"].values()), found["files"]  # a header, a row, the end
+
+
+def test_on_a_phone_nothing_is_wider_than_the_screen(folder: Path, tmp_path: Path) -> None:
+    """390 pixels, which Chromium's own windows do not go down to: a frame of that width, everything opened."""
+    page = tmp_path / "phone.html"
+    page.write_text(PHONE.replace("REPORT", (folder / "report.html").as_uri()), encoding="utf-8")
+    text = browse(page, tmp_path, "--allow-file-access-from-files", "--window-size=800,900", "--dump-dom").stdout
+    match = re.search(r'<pre id="found">(.*?)</pre>', text)
+    assert match, text[-2000:]
+    found = json.loads(html.unescape(match[1]))
+    assert found["wide"] <= 390
+    assert found["cut"] == []
+    assert found["scrolls"] >= 1  # the tables, each in a box of its own, with the runs' names in sight
 
 
 def test_it_draws_and_says_what_it_should(folder: Path, tmp_path: Path) -> None:

@@ -261,6 +261,11 @@ def test_what_is_meant(tmp_path: Path) -> None:
     assert find(None, tmp_path).folder == tmp_path / "new"
     assert [run.path.name for run in find(tmp_path, tmp_path).runs()] == ["x", "y"]
     assert find(Path("old"), tmp_path).folder == tmp_path / "old"
+    (tmp_path / "new" / "x" / "run.toml").write_text("simulated = true\n")
+    with hold(tmp_path / "new" / "x" / "run.lock", "x"):
+        assert find(None, tmp_path).folder == tmp_path / "new"  # nothing else is going on
+        with hold(tmp_path / "old" / "x" / "run.lock", "x"):
+            assert find(None, tmp_path).folder == tmp_path / "old"  # a training before a simulation
     only = find(tmp_path / "new" / "y", tmp_path)
     assert (only.title, [run.path.name for run in only.runs()]) == ("new/y", ["y"])
     (tmp_path / "empty").mkdir()

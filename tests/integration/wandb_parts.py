@@ -48,12 +48,24 @@ def offline_file(folder: Path) -> Path:
 
 
 def rows(path: Path) -> list[dict[str, float]]:
-    """Return the rows of a run's history, each with its ``_step``."""
+    """Return the rows of a run's history, each with its ``_step``; without what is no number."""
+    whole = whole_rows(path)
+    return [{name: float(value) for name, value in row.items() if not isinstance(value, dict)} for row in whole]
+
+
+def whole_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a run's history, each with its ``_step``, as W&B keeps them."""
     found = []
     for record in records(path):
         if record.WhichOneof("record_type") == "history":
-            items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
-            row = {name: float(json.loads(text)) for name, text in items.items()}
+            row: dict[str, Any] = {}
+            for item in record.history.item:
+                name, *inside = item.nested_key or [item.key]
+                value = json.loads(item.value_json)
+                if inside:  # W&B takes objects apart
+                    row.setdefault(name, {})["/".join(inside)] = value
+                else:
+                    row[name] = value
             assert row["_step"] == record.history.step.num
             found.append(row)
     return found

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from collections.abc import Sequence
 
-from altgrad_core.analysis.formats.facts import Facts, facts_of, number
+from altgrad_core.analysis.formats.facts import Facts, facts_of
 from altgrad_core.analysis.formats.layout import Column, fitting, lines
 from altgrad_core.numerics.formats import Format
 from altgrad_core.plugins import installed
@@ -19,9 +20,9 @@ COLUMNS = (
     Column("E/M", lambda f: f.split, rank=2),
     Column("precision\nbits", lambda f: _short(f.significant_bits), rank=7),
     Column("digits", lambda f: f"{f.digits:.1f}", rank=3),
-    Column("max", lambda f: _brief(f.max_finite)),
-    Column("min\nnormal", lambda f: _brief(f.min_normal), rank=4),
-    Column("min\npositive", lambda f: _brief(f.min_positive)),
+    Column("max", lambda f: _decimal(f.max_finite)),
+    Column("min\nnormal", lambda f: _power(f.min_normal), rank=4),
+    Column("min\npositive", lambda f: _power(f.min_positive)),
     Column("range\ndB", lambda f: f"{f.range_db:.0f}", rank=8),
     Column("specials", lambda f: f.specials, left=True, rank=1),
     Column("torch dtype", lambda f: f.torch_dtype or "-", left=True, rank=9),
@@ -52,10 +53,19 @@ def table(groups: Sequence[tuple[str, Sequence[Format]]], width: int) -> list[tu
     return lines(fitting(COLUMNS, every, width), rows, width)
 
 
-def _brief(value: float | None) -> str:
-    text = number(value)
-    return f"{value:.4g}" if value is not None and len(text) > _LONGEST else text
+def _decimal(value: float) -> str:
+    """Return a largest value in decimals, as a column of them is compared."""
+    plain = f"{value:.9g}"
+    return plain if float(plain) == value and len(plain) <= _LONGEST and "e" not in plain else f"{value:.4g}"
+
+
+def _power(value: float | None) -> str:
+    """Return a smallest value as a power of two, which nearly all are."""
+    if value is None:
+        return "-"
+    fraction, exponent = math.frexp(value)
+    return f"2^{exponent - 1}" if fraction == 0.5 else f"{value:.4g}"
 
 
 def _short(value: float) -> str:
-    return f"{value:.0f}" if value == round(value) else f"{value:.1f}"
+    return f"{value:.1f}".removesuffix(".0")

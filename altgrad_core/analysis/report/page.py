@@ -17,6 +17,7 @@ from altgrad_core.analysis.compare import Comparison, compare
 from altgrad_core.analysis.figures import REST, Style
 from altgrad_core.analysis.report.facts import fact_tables
 from altgrad_core.analysis.report.figure import Drawn
+from altgrad_core.analysis.report.grids import grids
 from altgrad_core.analysis.report.layers import layer_sections
 from altgrad_core.analysis.report.machine import machine_figures
 from altgrad_core.analysis.report.many import MOST_LOOKS, drawn_runs, tiles
@@ -67,6 +68,7 @@ def render(runs: Sequence[Run], baseline: str | None = None) -> str:
         tiles=tiles(drawn) if len(drawn) > MOST_LOOKS else [],
         figures=step_figures(drawn),
         sections=layer_sections(drawn),
+        grids=grids(drawn),
         alerts_figure=alerts_figure(drawn),
         alerts=alerts[:_MOST_ALERTS],
         alerts_total=len(alerts),

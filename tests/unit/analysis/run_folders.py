@@ -9,7 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
 import tomli_w
+
+from altgrad_core.numerics import get_format
+from altgrad_core.training.histograms import FormatRange
 
 LAYERS = [f"blocks.{i}.{name}" for i in range(4) for name in ("attn.qkv", "attn.out", "mlp.up", "mlp.down")]
 OPERANDS = ("input", "weight", "grad_output")
@@ -49,6 +53,22 @@ def status(word: str, *, time: float = START, step: int = 0, **more: Any) -> dic
 
 def metrics(step: int, values: Mapping[str, Any], *, time: float | None = None) -> dict[str, Any]:
     return {"time": START + step if time is None else time, "event": "metrics", "step": step, "values": dict(values)}
+
+
+def histograms(step: int, name: str) -> dict[str, Any]:
+    """Where the casts of a step lie on the grid of format ``name``: a layer's values lie lower than those of the one before."""
+    its = FormatRange.of(get_format(name))
+    casts = {}
+    for index, layer in enumerate(LAYERS):
+        for operand in OPERANDS:
+            first = round(math.log2(its.max_finite)) - 16 - index
+            counts = [10 * 2**i for i in range(15)]
+            casts[f"{layer}.{operand}"] = {
+                "format": name, "elements": sum(counts) + 5, "zeros": 5, "underflow": 40 * index, "subnormal": 3,
+                "overflow": step, "nan": 0, "inf": 0, "codes": 120 - index, "first": first, "counts": counts,
+            }  # fmt: skip
+    ranges = {name: attrs.asdict(its)}
+    return {"time": START + step, "event": "histograms", "step": step, "formats": ranges, "casts": casts}
 
 
 def write_run(folder: Path, made: Mapping[str, Any], events: list[Any] | None, *, tail: str = "") -> Path:

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from rich.console import Console
 from run_folders import START, config, metrics, recipe, status, training, write_run
@@ -86,6 +87,24 @@ def test_numbers_by_hand(tmp_path: Path) -> None:
     )
     assert first.verdict == "bf16, the baseline, ends with a validation loss of 2.500."
     assert "Each run is a single training" in comparison.notes[0]
+
+
+def test_speeds_of_other_machines_and_days(tmp_path: Path) -> None:
+    """Of another machine there is no ratio; of another day there is one, and a note."""
+    extra = {1: {"train/tokens_per_s": 1000.0}}
+    runs = [
+        run(tmp_path, name, {1: 4.0}, extra=extra, baseline=name == "bf16") for name in ("bf16", "near", "far", "late")
+    ]
+    runs[2] = attrs.evolve(runs[2], environment={**runs[2].environment, "device": "cuda", "device_name": "NVIDIA H100"})
+    runs[3] = attrs.evolve(runs[3], started_s=START + 25 * 3600)
+    comparison = compare(runs)
+    assert [row.speed_ratio for row in comparison.rows] == [None, 1.0, None, 1.0]
+    said = [note for note in comparison.notes if "'speed'" in note]
+    assert said == [
+        "No 'speed' for far: trained on another machine than what it is compared with.",
+        "'speed' of late: begun more than a day apart from what it is compared with, when the machine may have had other work.",
+    ]
+    assert not [note for note in compare(runs[:2]).notes if "speed" in note]
 
 
 def test_unfinished_runs_are_compared_where_both_have_a_loss(tmp_path: Path) -> None:

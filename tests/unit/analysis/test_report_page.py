@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from pages import Page, rows
-from run_folders import START, config, metrics, recipe, status, training, write_run
+from run_folders import START, config, histograms, metrics, recipe, status, training, write_run
 
 from altgrad_core.analysis.figures import styles
 from altgrad_core.analysis.report import write_report
@@ -299,8 +299,11 @@ def test_three_runs_of_two_thousand_steps_stay_small(tmp_path: Path) -> None:
     """With every metric of every layer at every step."""
     for name in ("bf16", "e5m2", "e4m3fn"):
         made = config(name, baseline=name == "bf16", recipe=recipe(name), train={"steps": 2000})
-        write_run(tmp_path / name, made, training(name, steps=2000, planned=2000))
-    assert write_report(tmp_path).stat().st_size < 5_000_000
+        grids = [histograms(step, name) for step in range(100, 2001, 100) if name != "bf16"]
+        write_run(tmp_path / name, made, [*training(name, steps=2000, planned=2000), *grids])
+    size = write_report(tmp_path).stat().st_size
+    print(f"the report has {size} bytes")
+    assert size < 5_000_000
 
 
 def test_no_runs(tmp_path: Path) -> None:
@@ -362,3 +365,20 @@ def test_the_rows_of_what_a_step_leaves_behind() -> None:
     rows = {row[0]: row[1] for row in recipe_rows(apart)["rows"]}
     assert (rows["optimizer_state.exp_avg"], rows["optimizer_state.exp_avg_sq"]) == ("bf16", "fp16")
     assert "optimizer_state" not in rows
+
+
+def test_a_single_step_is_a_point_on_an_axis_of_steps(tmp_path: Path) -> None:
+    """One step, and a rate of zero: a tick at the step and no fractions of it; the point lies within the axes."""
+    events = [status("running"), metrics(7, {"train/loss": 3.0, "overflow_rate": 0.0, "overflow_rate/a.input": 0.0})]
+    write_run(tmp_path / "a", config("a"), events)
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    for key in ("training-loss", "overflow"):
+        figure = text[text.index(f'<figure id="{key}">') :].partition("</figure>")[0]
+        ticks = re.findall(rf'id="{key}-xtick_\d+".*?<text[^>]*>([^<]+)</text>', figure, flags=re.DOTALL)
+        assert ticks == ["7"]
+
+
+def test_every_layer_of_a_heatmap_has_its_name(folder: Path, page: Page) -> None:
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    figure = text[text.index('<figure id="gradient-cosine-layers-1">') :].partition("</figure>")[0]
+    assert len(re.findall(r">blocks[\w.]+</text>", figure)) == 16

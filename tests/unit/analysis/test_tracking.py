@@ -11,6 +11,7 @@ from run_folders import config, metrics, recipe, status, write_run
 from altgrad_core.analysis.compare import compare
 from altgrad_core.analysis.runs import load_experiment_runs
 from altgrad_core.analysis.tracking import flat, outcome
+from altgrad_core.errors import AltgradError
 
 DONE = status("done", step=2)
 
@@ -39,6 +40,21 @@ def test_the_outcome_is_the_row_of_the_comparison(tmp_path: Path) -> None:
         "verdict": row.verdict,
     }
     assert "baseline" not in outcome(tmp_path / "bf16-42", DONE)
+
+
+def test_a_damaged_neighbour_is_left_out_with_a_word(tmp_path: Path) -> None:
+    ended(tmp_path, "bf16-42", 2.0, baseline=True)
+    folder = ended(tmp_path, "e5m2-43", 2.2, recipe=recipe("e5m2"))
+    neighbour = ended(tmp_path, "other", 2.1)
+    (neighbour / "events.jsonl").write_text("no event\n" * 3)
+    told = outcome(folder, DONE)
+    assert told["left_out"] == "cannot be read, and so are not compared with: other"
+    assert told["difference_percent"] == pytest.approx(10.0)
+    (neighbour / "run.toml").write_text("not TOML")
+    assert outcome(folder, DONE)["left_out"] == told["left_out"]
+    (folder / "events.jsonl").write_text("no event\n" * 3)
+    with pytest.raises(AltgradError, match="expected one JSON object with an event"):
+        outcome(folder, DONE)
 
 
 def test_tables_as_one() -> None:

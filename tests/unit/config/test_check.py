@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from altgrad_core.cli.check import check, recipe_text
+from altgrad_core.cli.check import check, epochs_text, recipe_text
 from altgrad_core.cli.plugins import plugins
 from altgrad_core.errors import AltgradError
 from altgrad_core.experiments.config import load_experiment
@@ -128,10 +128,21 @@ def test_recipe_text() -> None:
     assert recipe_text(recipe) == "e4m3fn/-/-: input e4m3fn (none), lm_* as bf16, the rest in bf16"
 
 
+@pytest.mark.parametrize(("count", "said"), [(0.004, "0.004"), (0.00012, "0.0001"), (0.01, "0.01"), (3.14159, "3.14")])
+def test_a_small_part_of_an_epoch_is_not_none(count: float, said: str) -> None:
+    assert epochs_text(count) == said
+
+
 def test_plugins_table_and_one() -> None:
     table = _invoke("plugins").stdout
     for row in installed().rows:
         assert any(line.split()[:4] == [row.name, row.source, row.version, row.status] for line in table.splitlines())
+    narrow = _invoke("plugins", COLUMNS="80").stdout.splitlines()
+    assert narrow[1].split()[:3] == ["name", "status", "offers,"]
+    assert any(
+        line.split() == ["altgrad_format_ieee", "ok", "format", "bf16,", "fp16,", "fp32,", "tf32"] for line in narrow
+    )
+    assert narrow[-1] == "altgrad plugins NAME shows where one is from, and its version."
     one = _invoke("plugins", "altgrad_adamw").stdout.splitlines()
     assert one[1:3] == ["  optimizer adamw", "    beta1: float = 0.9"]
     with pytest.raises(AltgradError, match=r"Unknown plugin 'altgrad_adam'. Did you mean 'altgrad_adamw'"):

@@ -60,6 +60,8 @@ def test_values(
          "eval_batches, eval_every, grad_clip, learning_rate, log_every, min_learning_rate, optimizer, steps, "
          "warmup_steps, weight_decay."),
         ("tran.steps=4", f"Unknown key 'tran'. Did you mean 'train'? Known: {KEYS}."),
+        ("b.train.steps=4", f"Unknown key 'b'. Known: {KEYS}. To set train.steps in the run 'b' alone: "
+         "--set 'b:train.steps=4'."),
         ("name='x'", f"Unknown key 'name'. Known: {KEYS}."),
         ("train.steps='4'", 'train.steps: expected an integer, got "4"'),
         ("train.steps=0", "train.steps: must be >= 1, got 0"),

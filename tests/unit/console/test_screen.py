@@ -62,13 +62,13 @@ RUNNING = {"time": scenes.START, "event": "status", "status": "running", "pid": 
 
 def test_killed_before_the_first_event(tmp_path: Path) -> None:
     run = planned(tmp_path)
-    assert ended(run, -9) == ["ERROR: pending: its process was ended by SIGKILL"]
+    assert ended(run, -9) == ["ERROR: pending: its process ended without a word, by SIGKILL"]
 
 
 def test_killed_before_the_first_step(tmp_path: Path) -> None:
     """The state has one name, and a log that says nothing is not quoted."""
     lines = ended(planned(tmp_path, "e5m2", RUNNING), -9)
-    assert lines[1] == "ERROR: interrupted: its process was ended by SIGKILL"
+    assert lines[1] == "ERROR: interrupted: its process ended without a word, by SIGKILL"
     assert "interrupted" in next(line for line in lines if line.startswith("│ run"))
     assert not any("lost" in line or "the end of" in line for line in lines)
 
@@ -188,7 +188,19 @@ def test_what_a_table_says_stands_nowhere_else() -> None:
         text = file.getvalue()
         assert f"bf16          {path}" in text.splitlines()
         assert "train loss 2.0300" in text
-        assert ("failed" in text, "val loss" in text, "300 steps" in text) == (not follows,) * 3
+        assert "val loss 2.3300" in text
+        assert ("failed" in text, "300 steps" in text) == (not follows,) * 2
+
+
+def test_a_matrix_that_is_interrupted_names_all_its_runs() -> None:
+    file = io.StringIO()
+    screen = PlainScreen(Console(file=file), now=lambda: scenes.START)
+    screen.state = scenes.training()
+    screen.state.runs["hybrid"] = RunState("hybrid", steps=300)
+    screen.close()
+    lines = [line.strip("│ ") for line in file.getvalue().splitlines()]
+    assert "hybrid  not started" in lines
+    assert any(line.startswith("e5m2    running") and "train loss" in line for line in lines)
 
 
 def test_a_long_run_says_little(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,10 +148,10 @@ def test_several_formats_side_by_side(printed) -> None:
     assert (
         printed("e4m3fn", "e5m2", "--at", "3.7,464")
         == """\
-                                       min       min
-format  bits  E/M  digits    max    normal  positive  specials
-e4m3fn     8  4/3     1.2    448  0.015625      2^-9  NaN
-e5m2       8  5/2     0.9  57344     2^-14     2^-16  Inf NaN
+                                     min       min
+format  bits  E/M  digits    max  normal  positive  specials
+e4m3fn     8  4/3     1.2    448    2^-6      2^-9  NaN
+e5m2       8  5/2     0.9  57344   2^-14     2^-16  Inf NaN
 
                     relative
   x  format  value     error   ulp

@@ -8,7 +8,7 @@ from altgrad_core.errors import AltgradError
 from altgrad_core.numerics import get_format
 from altgrad_core.numerics.cast import quantize
 from altgrad_core.numerics.codes import decode
-from altgrad_core.numerics.histograms import LOWEST_EXPONENT, code_histogram, exponent_histogram
+from altgrad_core.numerics.histograms import LOWEST_EXPONENT, binade_histogram, code_histogram, exponent_histogram
 from altgrad_core.numerics.stochastic import Draw
 
 
@@ -61,3 +61,22 @@ def test_exponents() -> None:
 def test_formats_too_wide_to_list_are_refused() -> None:
     with pytest.raises(AltgradError, match=r"up to 16 bits; 'tf32' has 19"):
         code_histogram(torch.ones(2), "tf32")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_exponents_of_every_dtype_are_those_of_frexp(dtype) -> None:
+    x = (
+        torch.randn(5, 300, generator=torch.Generator().manual_seed(1)) * 2.0 ** torch.randint(-160, 130, (5, 300))
+    ).to(dtype)
+    expected = Counter(math.frexp(value)[1] - 1 for value in x.flatten().tolist() if value and math.isfinite(value))
+    counts = exponent_histogram(x.t())
+    assert {place + LOWEST_EXPONENT: count for place, count in enumerate(counts.tolist()) if count} == expected
+
+
+def test_binades_are_those_of_the_quotients() -> None:
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    scale = torch.tensor([[1.0, 0.75], [3.0, 2.0**-100], [1.0, 7.0]])
+    parts = [binade_histogram(x[i, 32 * j : 32 * j + 32], scale=scale[i, j]) for i in range(3) for j in (0, 1)]
+    assert torch.equal(binade_histogram(x, scale=scale, block=(1, 32)), torch.stack(parts).sum(dim=0))
+    assert torch.equal(parts[2], exponent_histogram(x[1, :32] / 3))
+    assert parts[2].sum() == 32

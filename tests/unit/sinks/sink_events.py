@@ -47,6 +47,19 @@ def training(steps: Iterable[int], *, eval_every: int = 4, layers: int = 3) -> I
             yield {"time": TIME + step, "event": "evaluation", "step": step, "state": "end"}
 
 
+def histograms(step: int) -> Event:
+    """A cast with values, and one of zeros alone."""
+    common = {"format": "e5m2", "underflow": 1, "subnormal": 2, "overflow": 0, "nan": 0, "inf": 0, "codes": 9}
+    return {
+        "time": TIME + step, "event": "histograms", "step": step,
+        "formats": {"e5m2": {"min_positive": 2.0**-16, "min_normal": 2.0**-14, "max_finite": 57344.0, "codes": 248}},
+        "casts": {
+            "blocks.0.mlp.up.input": {**common, "elements": 16, "zeros": 3, "first": -18, "counts": [1, 0, 5, 7]},
+            "blocks.0.mlp.up.grad_output": {**common, "elements": 4, "zeros": 4, "first": 0, "counts": []},
+        },
+    }  # fmt: skip
+
+
 def status(word: str, step: int = 0) -> Event:
     return {"time": TIME + step, "event": "status", "status": word, "step": step, "reason": ""}
 

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from altgrad_tensorboard.plugin import TensorBoardOptions, build
 from altgrad_tensorboard.sink import TensorBoardSink
-from sink_events import TIME, feed, make_run, metrics, status, training
+from sink_events import TIME, feed, histograms, make_run, metrics, status, training
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
+from tensorboard.util.tensor_util import make_ndarray
 
 from altgrad_core.errors import AltgradError
 from altgrad_core.training.events import StateLost, marked_as_simulated
@@ -61,6 +62,22 @@ def test_what_it_writes_is_what_tensorboard_reads(tmp_path: Path) -> None:
     assert alert[6].startswith("The mean overflow rate is 50 %.")
     assert "| layer | blocks.0.mlp.up.input |" in alert[6]
     assert "| status | done |" in texts(run, "outcome")[8]
+
+
+def test_histograms_are_those_of_its_tab(tmp_path: Path) -> None:
+    """Read as the Histograms tab does: a tensor of that plugin, [left, right, count] a bin, over log2."""
+    run = make_run(tmp_path)
+    sink = TensorBoardSink(run, run)
+    feed(sink, [metrics(1, **{"train/loss": 4.0}), histograms(1), metrics(2, **{"train/loss": 3.0}), histograms(2)])
+    sink.close()
+    read = reader(run)
+    (tag,) = read.PluginTagToContent("histograms")
+    assert tag == "histogram/blocks.0.mlp.up.input"
+    events = read.Tensors(tag)
+    assert [event.step for event in events] == [1, 2]
+    wanted = [[-18, -17, 1], [-17, -16, 0], [-16, -15, 5], [-15, -14, 7]]
+    assert make_ndarray(events[1].tensor_proto).tolist() == wanted
+    assert list(scalars(run, "train/loss")) == [1, 2]
 
 
 def test_the_hparams_tab_gets_settings_metrics_and_the_end(tmp_path: Path) -> None:

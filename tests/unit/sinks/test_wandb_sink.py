@@ -18,8 +18,8 @@ import wandb
 from altgrad_wandb import connection
 from altgrad_wandb.plugin import WandbOptions
 from altgrad_wandb.sink import WandbSink
-from sink_events import TIME, feed, make_run, metrics, status, training
-from wandb_parts import Server, offline_file, records, rows, summary
+from sink_events import TIME, feed, histograms, make_run, metrics, status, training
+from wandb_parts import Server, offline_file, records, rows, summary, whole_rows
 
 from altgrad_core.training.events import StateLost, marked_as_simulated
 
@@ -126,6 +126,24 @@ def test_300_metrics_a_step(tmp_path: Path) -> None:
     found = rows(offline_file(run))
     assert len(found) == 20
     assert all(sum(name.startswith("grad_norm_l2/") for name in row) == 300 for row in found)
+
+
+@pytest.mark.parametrize("options", [OFFLINE, ONLINE], ids=["offline", "online"])
+def test_histograms_are_w_and_b_s(tmp_path: Path, start_server: Callable[[], Server], options: WandbOptions) -> None:
+    """In the row of their step, also where a checkpoint comes between."""
+    run, server = make_run(tmp_path), start_server()
+    sink = WandbSink(options, run)
+    feed(sink, [metrics(1, **{"train/loss": 4.0}), histograms(1)])
+    state = json.loads(json.dumps(sink.state_dict()))
+    assert state["row"]["histogram/blocks.0.mlp.up.input"] == [[1, 0, 5, 7], [-18, -17, -16, -15, -14]]
+    feed(sink, [metrics(2, **{"train/loss": 3.0})])
+    end(sink, run)
+    first, second = server.history(state["run_id"]) if options is ONLINE else whole_rows(offline_file(run))
+    assert {name for name in first if name[0] != "_"} == {"train/loss", "histogram/blocks.0.mlp.up.input"}
+    assert first["histogram/blocks.0.mlp.up.input"] == {
+        "_type": "histogram", "values": [1, 0, 5, 7], "bins": [-18, -17, -16, -15, -14]
+    }  # fmt: skip
+    assert {name for name in second if name[0] != "_"} == {"train/loss"}
 
 
 def test_values_that_are_no_numbers(tmp_path: Path) -> None:

@@ -119,6 +119,14 @@ def test_the_reason_of_a_stop() -> None:
     )
 
 
+def test_a_run_without_casts_is_not_told_of_formats() -> None:
+    watch = AlertWatch(AlertConfig(nan_patience=NanRule(patience=2, action="stop")), casts=False)
+    alert, *_ = watch.check_loss(1, math.nan, 1.0)
+    assert alert.message.endswith("A single one does no harm; if more follow, lower the learning rate.")
+    watch.check_loss(2, math.nan, 1.0)
+    assert watch.stop_reason.endswith("Lower the learning rate or lengthen the warmup.")
+
+
 # Rates
 
 
