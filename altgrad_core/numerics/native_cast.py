@@ -48,7 +48,7 @@ def rounds(grid: Grid) -> bool:
 def casts(format: FloatFormat | TableFormat, rounding: Rounding) -> bool:
     """Tell whether the native kernel casts to the format: to grids it rounds to, and to tables by their buckets."""
     if isinstance(format, TableFormat):
-        return rounding != "stochastic"
+        return rounding != "stochastic" and not format.rounds_itself(rounding)
     found = _PATHS.get(format.constants, -1)
     if found == -1:
         found = _PATHS[format.constants] = path_in_kernel(grid_of(format))
