@@ -110,21 +110,27 @@ class FormatConformance(CountedSuite):
             "value(nan_code)": (f.nan_code is None or math.isnan(f.value(f.nan_code)), True),
             "value(inf_code)": (f.inf_code is None or f.value(f.inf_code) == math.inf, True),
         }
-        for what, (said, found) in said_and_found.items():
-            assert said == found, f"{what} of '{f.name}' is {said!r}, its codes say {found!r}"
-            self.count += 1
+        self._agree(said_and_found)
 
     def test_constants_of_floats(self) -> None:
         """Those that only a float format has."""
         f = self.fmt
         if not isinstance(f, FloatFormat):
             self.switch_off("a table has no exponents")
-        assert f.value(0) == 0.0
-        assert f.value(f.max_code) == f.max_finite
-        assert f.value(1) == f.min_positive
-        assert 0 < f.min_positive <= f.max_finite < f.overflow_threshold < f.beyond
-        assert math.frexp(f.max_finite)[1] - 1 == f.max_exponent
-        self.count += 5
+        order = 0 < f.min_positive <= f.max_finite < f.overflow_threshold < f.beyond
+        said_and_found = {
+            "value(0)": (f.value(0), 0.0),
+            "value(max_code)": (f.value(f.max_code), f.max_finite),
+            "value(1)": (f.value(1), f.min_positive),
+            "max_exponent": (f.max_exponent, math.frexp(f.max_finite)[1] - 1),
+            "the order of min_positive, max_finite, overflow_threshold and beyond": (order, True),
+        }
+        self._agree(said_and_found)
+
+    def _agree(self, said_and_found: Mapping[str, tuple[object, object]]) -> None:
+        for what, (said, found) in said_and_found.items():
+            assert said == found, f"{what} of '{self.fmt.name}' is {said!r}, expected {found!r}"
+            self.count += 1
 
     def test_every_code_decodes_to_its_value_and_encodes_back(self) -> None:
         """``decode`` agrees with the scalar definition, ``encode`` inverts it, casts leave values alone."""
@@ -336,8 +342,7 @@ class FormatConformance(CountedSuite):
         x = data.draw(self.inputs(strided=True))
         before = x.clone()
         q = quantize(x, self.fmt)
-        assert q.shape == x.shape
-        assert q.dtype == x.dtype
+        assert (q.shape, q.dtype) == (x.shape, x.dtype), f"{x.shape} of {x.dtype} became {q.shape} of {q.dtype}"
         self.same(x, before, before)
         self.same(q, quantize(before.contiguous(), self.fmt), before)
         strided = torch.stack([x, x], dim=-1)[..., 0]
