@@ -114,6 +114,10 @@ class PluginRow:
     """Why the status is not ``ok``."""
     offers: dict[str, list[str]] = attrs.field(factory=dict)
     """Kind -> names registered."""
+    hookspec: int | None = None
+    """The hook specification that it says it was written for (``ALTGRAD_HOOKSPEC``), None when it does not say."""
+    note: str = ""
+    """What its author should know: that it was written for another hook specification, or uses what is deprecated."""
 
 
 @attrs.define
@@ -239,7 +243,9 @@ def _load(
         row.status, row.reason = "broken", f"another plugin is already called '{row.name}'"
         return
     try:
-        manager.register(load(), row.name)
+        module = load()
+        _note_age(row, module)
+        manager.register(module, row.name)
         manager.check_pending()  # a misspelt hook is accepted by register()
         found = _collect(manager, row)
     except (Exception, SystemExit) as error:
@@ -264,6 +270,27 @@ def _load(
         row.reason = f"the {clash.kind} '{clash.name}' is already registered by '{clash.plugin}'; rename one of them"
     if manager.has_plugin(row.name):
         manager.unregister(name=row.name)
+
+
+def _note_age(row: PluginRow, module: Any) -> None:
+    """Note for which hook specification a plugin was written, and which deprecated hooks it implements."""
+    notes = []
+    said = getattr(module, "ALTGRAD_HOOKSPEC", None)
+    if said is not None:
+        if not isinstance(said, int):
+            raise TypeError(f"ALTGRAD_HOOKSPEC is a number such as {hookspecs.HOOKSPEC_VERSION}, got {said!r}")
+        row.hookspec = said
+        if said > hookspecs.HOOKSPEC_VERSION:
+            notes.append(
+                f"written for hook specification {said}, this AltGrad has {hookspecs.HOOKSPEC_VERSION}: upgrade altgrad"
+            )
+        elif said < hookspecs.HOOKSPEC_OLDEST:
+            notes.append(
+                f"written for hook specification {said}, the oldest that works is {hookspecs.HOOKSPEC_OLDEST}: "
+                "upgrade the plugin"
+            )
+    notes += [str(old) for hook, old in hookspecs.DEPRECATED.items() if hasattr(module, hook)]
+    row.note = "; ".join(notes)
 
 
 def _collect(manager: pluggy.PluginManager, row: PluginRow) -> dict[tuple[str, str], Extension]:

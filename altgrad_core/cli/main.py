@@ -15,6 +15,7 @@ from altgrad_core.cli import (
     export,
     fork,
     formats,
+    new,
     plugins,
     replay,
     report,
@@ -46,6 +47,7 @@ app.command()(replay.replay)
 app.command()(fork.fork)
 app.command(name="verify-resume")(verify_resume.verify_resume)
 app.add_typer(data.app, name="data")
+app.add_typer(new.app, name="new")
 
 
 def _version(asked: bool) -> None:

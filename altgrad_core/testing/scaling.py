@@ -273,5 +273,5 @@ class _NothingIsRead(TorchFunctionMode):
 
 def _amax(x: Tensor, block: tuple[int, int]) -> Tensor:
     """Return the largest magnitude of each block, Inf where there is a NaN, by looking at one block after the other."""
-    rows = x.abs().nan_to_num(nan=math.inf).split(block[0], dim=0)
-    return torch.stack([torch.stack([part.amax() for part in row.split(block[1], dim=1)]) for row in rows])
+    rows = torch.split(x.abs().nan_to_num(nan=math.inf), block[0], dim=0)
+    return torch.stack([torch.stack([part.amax() for part in torch.split(row, block[1], dim=1)]) for row in rows])

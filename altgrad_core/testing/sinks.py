@@ -30,6 +30,7 @@ from altgrad_core.testing.sinkevents import Row, as_float32, by_metric, course, 
 from altgrad_core.training.events import Event, MetricSink, marked_as_simulated
 
 CLAUSES = {
+    "stored": "what the store holds can be read back; without it nothing but the sink's behaviour is checked",
     "order": "values of different metrics come back in the order of the events",
     "going_back": "what was stored after a state is gone when the sink goes on from it",
     "state_lost": "load_state_dict raises StateLost when the store is gone",
@@ -335,6 +336,9 @@ class SinkConformance(CountedSuite):
 
     def _check(self, folder: Path, events: Sequence[Event], where: str = "") -> None:
         """Compare what the store holds with what it should."""
+        if "stored" in self.cannot:
+            self.count += 1
+            return
         got, expected = list(self.stored(folder)), rows_of(events)
         assert expected
         if self.single_precision:
