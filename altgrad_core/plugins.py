@@ -84,6 +84,8 @@ class Extension:
     """The ``build`` callable; for formats the ``Format``, for recipes the table."""
     options: type = NoOptions
     """attrs class whose fields are the keys accepted beside ``kind``."""
+    cannot: Mapping[str, str] = {}
+    """Clauses of its conformance suite that it does not keep, with the reason: the plugin's ``ALTGRAD_CANNOT``."""
     missing: str = ""
     """Why it cannot be used here (the package that it ``needs`` is not installed); building it says the same."""
 
@@ -247,7 +249,7 @@ def _load(
         _note_age(row, module)
         manager.register(module, row.name)
         manager.check_pending()  # a misspelt hook is accepted by register()
-        found = _collect(manager, row)
+        found = _collect(manager, row, _cannot(module))
     except (Exception, SystemExit) as error:
         package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
         if package and package not in sys.modules:
@@ -293,7 +295,17 @@ def _note_age(row: PluginRow, module: Any) -> None:
     row.note = "; ".join(notes)
 
 
-def _collect(manager: pluggy.PluginManager, row: PluginRow) -> dict[tuple[str, str], Extension]:
+def _cannot(module: Any) -> Mapping[str, Mapping[str, str]]:
+    """Return kind/name -> clause -> reason, as the plugin says it."""
+    said = getattr(module, "ALTGRAD_CANNOT", {})
+    if not isinstance(said, Mapping) or not all(isinstance(clauses, Mapping) for clauses in said.values()):
+        raise TypeError(f"ALTGRAD_CANNOT is {{'kind/name': {{'clause': 'reason'}}}}, got {said!r}")
+    return said
+
+
+def _collect(
+    manager: pluggy.PluginManager, row: PluginRow, cannot: Mapping[str, Mapping[str, str]]
+) -> dict[tuple[str, str], Extension]:
     """Call the plugin's hooks and return what it registers; raises on anything invalid: all or nothing."""
     found: dict[tuple[str, str], Extension] = {}
     others = [plugin for name, plugin in manager.list_name_plugin() if name != row.name]
@@ -310,7 +322,13 @@ def _collect(manager: pluggy.PluginManager, row: PluginRow) -> dict[tuple[str, s
         if (kind, name) in found:
             raise ValueError(f"the {kind} '{name}' is registered twice")
         found[kind, name] = Extension(
-            kind=kind, name=name, plugin=row.name, value=value, options=options or NoOptions, missing=missing
+            kind=kind,
+            name=name,
+            plugin=row.name,
+            value=value,
+            options=options or NoOptions,
+            cannot=cannot.get(f"{kind}/{name}", {}),
+            missing=missing,
         )
 
     def register_build(

@@ -46,13 +46,13 @@ def check_extension(
 ) -> list[CheckResult] | None:
     """Run the suite of the extension's kind on it; None when there is no suite for its kind.
 
-    ``options`` are those of ``experiments.toml``, ``cannot`` clauses to switch off, with the reason; those of other suites
-    are passed over.
+    ``options`` are those of ``experiments.toml``, ``cannot`` clauses to switch off beside those of the plugin's own, with
+    the reason; those of other suites are passed over.
     """
     if extension.kind not in SUITES:
         return None
     known = clauses(extension.kind)
-    cannot = {clause: reason for clause, reason in cannot.items() if clause in known}
+    cannot = {clause: why for clause, why in {**extension.cannot, **cannot}.items() if clause in known}
     with tempfile.TemporaryDirectory(prefix="altgrad-check-") as folder:
         file = (
             Path(folder) / f"test_{Path(folder).name.replace('-', '_')}.py"

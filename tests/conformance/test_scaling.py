@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from altgrad_core.plugins import installed
 from altgrad_core.testing import ScalingConformance
-
-FIXED = "the scale is fixed"
 
 
 class TestNone(ScalingConformance):
     kind = "none"
-    cannot = {"fits": FIXED, "proportional": FIXED}
+    cannot = installed().get("scaling", "none").cannot
 
 
 class TestStatic(ScalingConformance):
     kind = "static"
     options = {"scale": 0.3}
-    cannot = {"edges": FIXED, "fits": FIXED, "proportional": FIXED}
+    cannot = installed().get("scaling", "static").cannot
 
 
 class TestCurrent(ScalingConformance):
@@ -85,8 +84,4 @@ class TestMXCeil(ScalingConformance):
 class TestNVFP4(ScalingConformance):
     kind = "nvfp4"
     formats = ("e2m1fn", "nvfp4")
-    cannot = {
-        "edges": "a block's scale of 1 is multiplied by the tensor's",
-        "fits": "a block's scale is rounded to e4m3fn, to a smaller one too",
-        "local": "the tensor's scale is part of every block's",
-    }
+    cannot = installed().get("scaling", "nvfp4").cannot
