@@ -58,7 +58,8 @@ def surface() -> str:
         "events": _events(),
         "metrics": _metrics(),
     }
-    return "\n".join("".join(f"{line}\n" for line in (f"[{title}]", *lines)) for title, lines in sections.items())
+    text = "\n".join("".join(f"{line}\n" for line in (f"[{title}]", *lines)) for title, lines in sections.items())
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
 def _names(module: ModuleType, names: tuple[str, ...] | list[str]) -> Iterator[str]:
@@ -124,8 +125,7 @@ def _text(hint: object) -> str:
 
 
 def _signature(function: object) -> str:
-    text = str(inspect.signature(function))
-    return re.sub(r" at 0x[0-9a-f]+", "", text.replace("'", ""))
+    return str(inspect.signature(function)).replace("'", "")
 
 
 def _hooks(module: ModuleType) -> Iterator[str]:
