@@ -30,11 +30,11 @@ from altgrad_core.testing.sinkevents import Row, as_float32, by_metric, course, 
 from altgrad_core.training.events import Event, MetricSink, marked_as_simulated
 
 CLAUSES = {
-    "stored": "what the store holds can be read back; without it nothing but the sink's behaviour is checked",
     "order": "values of different metrics come back in the order of the events",
     "going_back": "what was stored after a state is gone when the sink goes on from it",
     "state_lost": "load_state_dict raises StateLost when the store is gone",
     "failing_store": "a write that raises has stored nothing",
+    "stored": "what the store holds can be read back; without it nothing but the sink's behaviour is checked",
 }
 """What ``cannot`` may switch off; everything else holds for every sink."""
 
