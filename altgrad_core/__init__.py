@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from altgrad_core.deprecation import Deprecation
 from altgrad_core.errors import AltgradError, RunFailed
 from altgrad_core.hookspecs import hookimpl
 
@@ -73,7 +74,15 @@ __all__ = [
 ]
 
 
+DEPRECATED: dict[str, tuple[Deprecation, str]] = {}
+"""Name that is going -> what to say, and the module that has what it stands for."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in DEPRECATED:
+        deprecation, module = DEPRECATED[name]
+        deprecation.warn()
+        return getattr(importlib.import_module(module), name)
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'altgrad_core' has no attribute '{name}'")

@@ -22,10 +22,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pluggy
 
+from altgrad_core.deprecation import Deprecation
+
 if TYPE_CHECKING:
     from altgrad_core.numerics.formats import Format
 
 PROJECT = "altgrad"
+
+HOOKSPEC_VERSION = 1
+"""Counts up when a plugin has to change: a hook, or what a ``build`` function gets or returns, is no longer as it was. A
+plugin says in its module which one it was written for, ``ALTGRAD_HOOKSPEC = 1``; ``altgrad plugins`` shows it."""
+HOOKSPEC_OLDEST = 1
+"""The oldest one whose plugins still work."""
+DEPRECATED: dict[str, Deprecation] = {}
+"""Hook -> what to use instead; ``altgrad plugins`` says so of a plugin that implements it. See docs/plugins.md."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)

@@ -86,6 +86,8 @@ class Extension:
     """The ``build`` callable; for formats the ``Format``, for recipes the table."""
     options: type = NoOptions
     """attrs class whose fields are the keys accepted beside ``kind``."""
+    cannot: Mapping[str, str] = {}
+    """Clauses of its conformance suite that it does not keep, with the reason: the plugin's ``ALTGRAD_CANNOT``."""
     missing: str = ""
     """Why it cannot be used here (the package that it ``needs`` is not installed); building it says the same."""
 
@@ -116,6 +118,10 @@ class PluginRow:
     """Why the status is not ``ok``."""
     offers: dict[str, list[str]] = attrs.field(factory=dict)
     """Kind -> names registered."""
+    hookspec: int | None = None
+    """The hook specification that it says it was written for (``ALTGRAD_HOOKSPEC``), None when it does not say."""
+    note: str = ""
+    """What its author should know: that it was written for another hook specification, or uses what is deprecated."""
 
 
 @attrs.define
@@ -241,9 +247,11 @@ def _load(
         row.status, row.reason = "broken", f"another plugin is already called '{row.name}'"
         return
     try:
-        manager.register(load(), row.name)
+        module = load()
+        _note_age(row, module)
+        manager.register(module, row.name)
         manager.check_pending()  # a misspelt hook is accepted by register()
-        found = _collect(manager, row)
+        found = _collect(manager, row, _cannot(module))
     except (Exception, SystemExit) as error:
         package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
         if package and package not in sys.modules:
@@ -268,7 +276,38 @@ def _load(
         manager.unregister(name=row.name)
 
 
-def _collect(manager: pluggy.PluginManager, row: PluginRow) -> dict[tuple[str, str], Extension]:
+def _note_age(row: PluginRow, module: Any) -> None:
+    """Note for which hook specification a plugin was written, and which deprecated hooks it implements."""
+    notes = []
+    said = getattr(module, "ALTGRAD_HOOKSPEC", None)
+    if said is not None:
+        if not isinstance(said, int):
+            raise TypeError(f"ALTGRAD_HOOKSPEC is a number such as {hookspecs.HOOKSPEC_VERSION}, got {said!r}")
+        row.hookspec = said
+        if said > hookspecs.HOOKSPEC_VERSION:
+            notes.append(
+                f"written for hook specification {said}, this AltGrad has {hookspecs.HOOKSPEC_VERSION}: upgrade altgrad"
+            )
+        elif said < hookspecs.HOOKSPEC_OLDEST:
+            notes.append(
+                f"written for hook specification {said}, the oldest that works is {hookspecs.HOOKSPEC_OLDEST}: "
+                "upgrade the plugin"
+            )
+    notes += [str(old) for hook, old in hookspecs.DEPRECATED.items() if hasattr(module, hook)]
+    row.note = "; ".join(notes)
+
+
+def _cannot(module: Any) -> Mapping[str, Mapping[str, str]]:
+    """Return kind/name -> clause -> reason, as the plugin says it."""
+    said = getattr(module, "ALTGRAD_CANNOT", {})
+    if not isinstance(said, Mapping) or not all(isinstance(clauses, Mapping) for clauses in said.values()):
+        raise TypeError(f"ALTGRAD_CANNOT is {{'kind/name': {{'clause': 'reason'}}}}, got {said!r}")
+    return said
+
+
+def _collect(
+    manager: pluggy.PluginManager, row: PluginRow, cannot: Mapping[str, Mapping[str, str]]
+) -> dict[tuple[str, str], Extension]:
     """Call the plugin's hooks and return what it registers; raises on anything invalid: all or nothing."""
     found: dict[tuple[str, str], Extension] = {}
     others = [plugin for name, plugin in manager.list_name_plugin() if name != row.name]
@@ -287,7 +326,13 @@ def _collect(manager: pluggy.PluginManager, row: PluginRow) -> dict[tuple[str, s
         if (kind, name) in found:
             raise ValueError(f"the {kind} '{name}' is registered twice")
         found[kind, name] = Extension(
-            kind=kind, name=name, plugin=row.name, value=value, options=options or NoOptions, missing=missing
+            kind=kind,
+            name=name,
+            plugin=row.name,
+            value=value,
+            options=options or NoOptions,
+            cannot=cannot.get(f"{kind}/{name}", {}),
+            missing=missing,
         )
 
     def register_build(

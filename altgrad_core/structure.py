@@ -256,6 +256,9 @@ def _attrs_class(cls: type[Any]) -> Callable[[Any, Any], Any]:
                 with collector.at(key):
                     values[key] = structure(value[key], Any if field.type is None else field.type)
                     object.__setattr__(partial, field.name, values[key])
+                    # A run's file names every key: one that says what is so anyway is nobody's doing.
+                    if "deprecated" in field.metadata and values[key] != field.default:
+                        field.metadata["deprecated"].warn()
             elif field.default is attrs.NOTHING:
                 collector.add((key,), "missing; it has no default")
             elif isinstance(field.default, attrs.Factory):  # type: ignore[arg-type]

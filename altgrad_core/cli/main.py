@@ -16,6 +16,7 @@ from altgrad_core.cli import (
     export,
     fork,
     formats,
+    new,
     plugins,
     replay,
     report,
@@ -50,6 +51,7 @@ app.command(name="verify-resume")(verify_resume.verify_resume)
 app.command(name="verify-native")(verify_native.verify_native)
 app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")
+app.add_typer(new.app, name="new")
 
 
 def _version(asked: bool) -> None:

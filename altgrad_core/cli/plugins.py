@@ -16,18 +16,47 @@ _STYLES = {"ok": "green", "missing": "yellow", "broken": "bold red", "disabled":
 
 
 def plugins(
-    name: Annotated[str | None, typer.Argument(help="Show one plugin with the options of what it offers.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Show one plugin with the options of what it offers.")
+    ] = None,
+    checked: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[check NAME]", help="Run the conformance suites on a plugin, or on kind/name.", show_default=False
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="For check: an option of what is checked, as in TOML."),
+    ] = None,
+    cannot: Annotated[
+        list[str] | None,
+        typer.Option("--cannot", metavar="CLAUSE=REASON", help="For check: a clause that does not hold, and why."),
+    ] = None,
 ) -> None:
-    """List what is installed, from where, and what it offers: ok, missing, broken (why), disabled."""
+    """List what is installed, from where, and what it offers: ok, missing, broken (why), disabled.
+
+    altgrad plugins check NAME runs the conformance suites on what a plugin offers: exit status 0 when it keeps them, 1 when
+    not, 2 when there is nothing to check.
+    """
     from rich.console import Console
 
+    from altgrad_core.cli.plugincheck import check
     from altgrad_core.errors import AltgradError, unknown
+    from altgrad_core.hookspecs import HOOKSPEC_VERSION
     from altgrad_core.plugins import installed
 
     console = Console(highlight=False)
+    if name == "check":
+        check(console, checked, set_ or [], cannot or [])
+        return
+    for given, what in ((checked, f"a second name, '{checked}'"), (set_, "--set"), (cannot, "--cannot")):
+        if given:
+            raise AltgradError(f"{what} goes with check: altgrad plugins check NAME.")
     found = installed()
     if name is None:
         console.print(plugins_table(found, console.width))
+        console.print(f"Hook specification {HOOKSPEC_VERSION} (docs/plugins.md).", soft_wrap=True)
         if console.width < _EVERY_COLUMN:
             console.print("altgrad plugins NAME shows where one is from, and its version.", soft_wrap=True)
         return
@@ -55,13 +84,15 @@ def plugins_table(found: Plugins, width: int) -> Table:
             Text(row.name),
             *([Text(row.source), Text(row.version)] if wide else []),
             Text(row.status, style=_STYLES[row.status]),
-            Text(row.reason or offers or "nothing"),
+            Text("; ".join(filter(None, (row.note, row.reason or offers or "nothing")))),
         )
     return table
 
 
 def _plugin_lines(found: Plugins, row: PluginRow) -> list[str]:
     lines = [f"{row.name} {row.version}, {row.source}: {row.status}{f' ({row.reason})' if row.reason else ''}"]
+    lines += [f"  written for hook specification {row.hookspec}"] if row.hookspec is not None else []
+    lines += [f"  {row.note}"] if row.note else []
     for kind, names in row.offers.items():
         for name in sorted(names):
             lines += _offer_lines(found.get(kind, name))

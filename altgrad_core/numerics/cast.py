@@ -235,8 +235,24 @@ def _round(
         last = torch.finfo(y.dtype).max
         y = y if y is x else torch.where(torch.isinf(x), y, y.clamp(-last, last))
         over = table_overflow(y, format, rounding, bits, random_bits) if count else None
-        return round_to_table(y, format, rounding, saturation, bits, random_bits), over
+        q = round_to_table(y, format, rounding, saturation, bits, random_bits)
+        return (_rounded_by_itself(y, q, format) if format.rounds_itself(rounding) else q), over
     return round_to_grid(y, grid_of(format), rounding, saturation, bits, random_bits, x=x, count=count)
+
+
+def _rounded_by_itself(y: Tensor, q: Tensor, format: TableFormat) -> Tensor:
+    """Return ``q``, the table's own rounding of ``y``, with what the format makes of the numbers between its ends."""
+    assert format.nearest is not None
+    within = (y >= format.min_finite) & (y <= format.max_finite)
+    own = format.nearest(torch.where(within, y, format.min_positive))  # a new tensor, since y may be the caller's
+    if own.shape != y.shape or own.dtype != y.dtype:
+        raise AltgradError(
+            f"Format '{format.name}': nearest() returns a tensor of its argument's shape and dtype, {list(y.shape)} and "
+            f"{y.dtype}; it returned {list(own.shape)} and {own.dtype}."
+        )
+    if format.has_negative_zero:
+        own = torch.where((own == 0) & torch.signbit(y), -0.0, own)
+    return torch.where(within, own, q)
 
 
 def refuse_scales(format: BlockFormat, scale: float | Tensor, block: Block | None) -> None:

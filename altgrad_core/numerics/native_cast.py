@@ -86,7 +86,7 @@ def takes_compiled(x: Tensor) -> bool:
 def casts(format: FloatFormat | TableFormat, rounding: Rounding) -> bool:
     """Tell whether the native kernel casts to the format: to grids it rounds to, and to tables by their buckets."""
     if isinstance(format, TableFormat):
-        return rounding != "stochastic"
+        return rounding != "stochastic" and not format.rounds_itself(rounding)
     if torch.compiler.is_compiling():
         return path_in_kernel(grid_of(format)) is not None
     found = _PATHS.get(format.constants, -1)

@@ -39,8 +39,11 @@ def quantize_exactly(
 ) -> float:
     """Return the value of ``format`` that ``x`` rounds to, as ``altgrad_core.quantize`` defines it (scale 1).
 
-    ``stochastic`` draws ``bits``, a number of ``random_bits`` bits.
+    ``stochastic`` draws ``bits``, a number of ``random_bits`` bits. Raises ``ValueError`` for a table that rounds to
+    nearest by a rule of its own, which nothing here knows.
     """
+    if isinstance(format, TableFormat) and format.rounds_itself(rounding):
+        raise ValueError(f"'{format.name}' rounds to nearest in its own way")
     if isinstance(x, float) and math.isnan(x):
         return math.nan
     negative = x < 0 or (isinstance(x, float) and math.copysign(1.0, x) < 0)

@@ -2,19 +2,24 @@
 
 For what no rule of exponents and mantissas gives: posits, takums, NF4, two's complement, a format of your own. A cast
 takes the nearest value of the table, and on a tie the one with the even code (if that does not decide, the smaller in
-magnitude, then the greater).
+magnitude, then the greater). A table with a ``nearest`` of its own has another idea of what is near, such as a logarithmic
+format, which rounds the logarithm.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import attrs
 
 from altgrad_core.errors import AltgradError
 from altgrad_core.numerics.format import Format
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _MAX_BITS = 16
 
@@ -42,6 +47,11 @@ class TableFormat(Format):
     amax_target: float | None = None
     """Magnitude that scaling by amax puts the largest element at, for tables that are densest far below their largest
     value; None: the largest value."""
+    nearest: Callable[[Tensor], Tensor] | None = attrs.field(default=None, repr=False)
+    """A cast of the format's own: takes numbers between ``min_finite`` and ``max_finite`` (float32 or float64, any shape)
+    and returns for each, whatever is beside it, a value of the table, in the same shape and dtype. It stands for
+    ``nearest_even``; the other roundings, NaN, -0 and what lies beyond the ends stay the table's. Tensor operations only,
+    so that it compiles, and on every device. None: the nearest value."""
 
     # Derived once: a cast asks for some of it, and a tracing compiler cannot search a table.
     numbers: tuple[float, ...] = attrs.field(init=False, eq=False, repr=False)
@@ -122,6 +132,10 @@ class TableFormat(Format):
                 )
         if struct.pack("d", -0.0) in seen and struct.pack("d", 0.0) not in seen:
             raise AltgradError(f"The table of format '{name}' has -0.0 but not 0.0.")
+
+    def rounds_itself(self, rounding: str) -> bool:
+        """Tell whether ``nearest`` does this rounding."""
+        return self.nearest is not None and rounding == "nearest_even"
 
     @property
     def bits(self) -> int:

@@ -27,18 +27,37 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from altgrad_core.testing.checkpoints import CheckpointConformance
     from altgrad_core.testing.formats import FormatConformance
+    from altgrad_core.testing.scaling import ScalingConformance
     from altgrad_core.testing.sinks import SinkConformance
-    from altgrad_core.testing.strategies import landmarks, tensors
+    from altgrad_core.testing.strategies import descriptors, float_formats, landmarks, table_formats, tensors, views
 
 _LAZY = {
+    "CheckpointConformance": "altgrad_core.testing.checkpoints",
     "FormatConformance": "altgrad_core.testing.formats",
+    "ScalingConformance": "altgrad_core.testing.scaling",
     "SinkConformance": "altgrad_core.testing.sinks",
+    "descriptors": "altgrad_core.testing.strategies",
+    "float_formats": "altgrad_core.testing.strategies",
     "landmarks": "altgrad_core.testing.strategies",
+    "table_formats": "altgrad_core.testing.strategies",
     "tensors": "altgrad_core.testing.strategies",
+    "views": "altgrad_core.testing.strategies",
 }
 
-__all__ = ["FormatConformance", "SinkConformance", "landmarks", "tensors"]
+__all__ = [
+    "CheckpointConformance",
+    "FormatConformance",
+    "ScalingConformance",
+    "SinkConformance",
+    "descriptors",
+    "float_formats",
+    "landmarks",
+    "table_formats",
+    "tensors",
+    "views",
+]
 
 
 def __getattr__(name: str) -> Any:

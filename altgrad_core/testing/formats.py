@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from fractions import Fraction
+from typing import ClassVar
 
 import pytest
 import torch
@@ -18,6 +20,8 @@ from altgrad_core.numerics.modes import ROUNDINGS, SATURATIONS, Rounding, Satura
 from altgrad_core.numerics.reference import quantize_exactly
 from altgrad_core.numerics.registry import get_format
 from altgrad_core.numerics.stochastic import Draw, random_bits
+from altgrad_core.testing.counting import CountedSuite
+from altgrad_core.testing.exact import assert_holds, assert_same, same, search_table, values_around
 from altgrad_core.testing.strategies import holder, landmarks, tensors
 
 # One test function serves many subclasses, which hypothesis otherwise takes for a mistake.
@@ -35,49 +39,26 @@ _ALL_CODES_BITS = 16
 _SCALAR, _SCALAR_OTHERS = 1500, 250
 
 
-def same(a: Tensor, b: Tensor) -> Tensor:
-    """Compare elementwise: equal numbers with equal signs (also of zeros), or NaN in both."""
-    return (torch.isnan(a) & torch.isnan(b)) | ((a == b) & (torch.signbit(a) == torch.signbit(b)))
+CLAUSES = {
+    "odd": "negating the input negates the value, where the values are mirrored at zero",
+    "faithful": "a cast of the format's own gives one of the two values around the number",
+}
+"""What ``cannot`` may switch off, for a format with a ``nearest`` of its own; everything else holds for every format."""
 
 
-def assert_same(got: Tensor, expected: Tensor, x: Tensor) -> None:
-    """Fail with the first few differing elements and the inputs they came from."""
-    bad = ~same(got.double(), expected.double())
-    shown = [
-        f"{a!r} gave {b!r}, not {c!r}"
-        for a, b, c in zip(x[bad][:5].tolist(), got[bad][:5].tolist(), expected[bad][:5].tolist(), strict=True)
-    ]
-    assert not bad.any(), f"{int(bad.sum())} of {bad.numel()} differ: {'; '.join(shown)}"
-
-
-def search_table(x: Tensor, format: FloatFormat | TableFormat) -> Tensor:
-    """Return the nearest values by looking through a list of all values: exact in float64, and unlike any kernel.
-
-    Saturates; for formats of up to 20 bits whose values, like ``x``, are float32 numbers.
-    """
-    if isinstance(format, TableFormat):
-        numbers, codes = format.numbers, torch.tensor(format.number_codes)
-    else:
-        positive = [format.magnitude(code) for code in range(format.max_code + 1)]
-        numbers = (*(-value for value in reversed(positive[1:]) if format.signed), *positive)
-        codes = (torch.arange(len(numbers)) - numbers.index(0.0)).abs()
-    table = torch.tensor(numbers, dtype=torch.float64)
-    y = x.double().clamp(numbers[0], numbers[-1])
-    high = torch.searchsorted(table, y.nan_to_num()).clamp(1, len(numbers) - 1)
-    low = high - 1
-    down, up = y - table[low], table[high] - y
-    low_even, high_even = codes[low] % 2 == 0, codes[high] % 2 == 0
-    tie_up = torch.where(low_even == high_even, table[high].abs() <= table[low].abs(), high_even)
-    value = torch.where((up < down) | ((up == down) & tie_up), table[high], table[low])
-    zero = torch.where(torch.signbit(x), -0.0, 0.0) if format.has_negative_zero else torch.zeros(())
-    return torch.where(torch.isnan(x), math.nan, torch.where(value == 0, zero.double(), value))
-
-
-class FormatConformance:
+class FormatConformance(CountedSuite):
     """Subclass it, set ``format``, and pytest finds the tests."""
 
+    clauses: ClassVar[Mapping[str, str]] = CLAUSES
     format: str | FloatFormat | TableFormat
     """The format, or its name."""
+
+    def definition(self, x: float) -> float:
+        """Return what a format with a ``nearest`` of its own makes of a number between its ends, from its definition.
+
+        One number at a time, slowly, and not by ``nearest``. Without it the checks that need it are skipped, and say so.
+        """
+        raise NotImplementedError
 
     @property
     def fmt(self) -> FloatFormat | TableFormat:
@@ -92,7 +73,14 @@ class FormatConformance:
         if isinstance(self.fmt, FloatFormat):
             return self.fmt.signed
         even = {value: code % 2 == 0 for value, code in zip(self.fmt.numbers, self.fmt.number_codes, strict=True)}
+        if self.fmt.nearest is not None:  # which need not care for codes
+            even = dict.fromkeys(even, True)
         return all(even.get(-value) == parity for value, parity in even.items())
+
+    @property
+    def rounds_itself(self) -> bool:
+        """Whether the format has a ``nearest`` of its own."""
+        return isinstance(self.fmt, TableFormat) and self.fmt.nearest is not None
 
     def codes(self) -> Tensor:
         """Return all codes, or for wide formats those of the landmarks."""
@@ -106,56 +94,73 @@ class FormatConformance:
         f = self.fmt
         values = decode(self.codes(), f).double()
         finite = values[torch.isfinite(values)]
-        assert finite.max() == f.max_finite
-        assert finite.min() == f.min_finite
-        assert finite[finite > 0].min() == f.min_positive
-        assert f.signed == (f.min_finite < 0)
-        assert f.nan_code is None or math.isnan(f.value(f.nan_code))
-        assert f.inf_code is None or f.value(f.inf_code) == math.inf
-        assert f.has_nan == (f.nan_code is not None) == bool(torch.isnan(values).any() or f.bits > _ALL_CODES_BITS)
-        assert f.has_inf == (f.inf_code is not None) == bool((values == math.inf).any())
-        assert f.has_negative_inf == bool((values == -math.inf).any())
-        assert f.has_negative_zero == bool(((values == 0) & torch.signbit(values)).any())
-        assert f.fits_float32 == bool((finite.float() == finite).all())
+        wide = f.bits > _ALL_CODES_BITS
+        said_and_found = {
+            "max_finite": (f.max_finite, float(finite.max())),
+            "min_finite": (f.min_finite, float(finite.min())),
+            "min_positive": (f.min_positive, float(finite[finite > 0].min())),
+            "signed": (f.signed, f.min_finite < 0),
+            "has_nan": (f.has_nan, f.has_nan if wide else bool(torch.isnan(values).any())),
+            "nan_code": (f.nan_code is not None, f.has_nan),
+            "has_inf": (f.has_inf, bool((values == math.inf).any())),
+            "inf_code": (f.inf_code is not None, f.has_inf),
+            "has_negative_inf": (f.has_negative_inf, bool((values == -math.inf).any())),
+            "has_negative_zero": (f.has_negative_zero, bool(((values == 0) & torch.signbit(values)).any())),
+            "fits_float32": (f.fits_float32, bool((finite.float() == finite).all())),
+            "value(nan_code)": (f.nan_code is None or math.isnan(f.value(f.nan_code)), True),
+            "value(inf_code)": (f.inf_code is None or f.value(f.inf_code) == math.inf, True),
+        }
+        self._agree(said_and_found)
 
     def test_constants_of_floats(self) -> None:
         """Those that only a float format has."""
         f = self.fmt
         if not isinstance(f, FloatFormat):
-            pytest.skip("a table has no exponents")
-        assert f.value(0) == 0.0
-        assert f.value(f.max_code) == f.max_finite
-        assert f.value(1) == f.min_positive
-        assert 0 < f.min_positive <= f.max_finite < f.overflow_threshold < f.beyond
-        assert math.frexp(f.max_finite)[1] - 1 == f.max_exponent
+            self.switch_off("a table has no exponents")
+        order = 0 < f.min_positive <= f.max_finite < f.overflow_threshold < f.beyond
+        said_and_found = {
+            "value(0)": (f.value(0), 0.0),
+            "value(max_code)": (f.value(f.max_code), f.max_finite),
+            "value(1)": (f.value(1), f.min_positive),
+            "max_exponent": (f.max_exponent, math.frexp(f.max_finite)[1] - 1),
+            "the order of min_positive, max_finite, overflow_threshold and beyond": (order, True),
+        }
+        self._agree(said_and_found)
+
+    def _agree(self, said_and_found: Mapping[str, tuple[object, object]]) -> None:
+        for what, (said, found) in said_and_found.items():
+            assert said == found, f"{what} of '{self.fmt.name}' is {said!r}, expected {found!r}"
+            self.count += 1
 
     def test_every_code_decodes_to_its_value_and_encodes_back(self) -> None:
         """``decode`` agrees with the scalar definition, ``encode`` inverts it, casts leave values alone."""
         f, codes = self.fmt, self.codes()
         values = decode(codes, f)
-        assert_same(values, torch.tensor([f.value(code) for code in codes.tolist()], dtype=torch.float64), codes)
+        self.same(values, torch.tensor([f.value(code) for code in codes.tolist()], dtype=torch.float64), codes)
         number = ~torch.isnan(values)
-        assert torch.equal(encode(values[number], f, saturation="none"), codes[number])
+        self.same(encode(values[number], f, saturation="none"), codes[number], values[number])
         if f.nan_code is not None:
-            assert (encode(values[~number], f) == f.nan_code).all()
+            found = encode(values[~number], f)
+            self.same(found, torch.full_like(found, f.nan_code), values[~number])
         for rounding in ROUNDINGS:
             kept = quantize(values, f, rounding=rounding, saturation="none", draw=Draw(seed=1))
-            assert_same(kept, values, values)
-        assert torch.isfinite(quantize(values[number], f)).all()
+            self.same(kept, values, values)
+        q = quantize(values[number], f)
+        self.holds(torch.isfinite(q), "a number stays one", values[number], q)
 
     def test_values_are_in_order(self) -> None:
         """``all_values``, ``ordinal`` and ``neighbours`` agree on the order of values."""
         if self.fmt.bits > _ALL_CODES_BITS:
-            pytest.skip(f"{self.fmt.bits} bits make too long a list")
+            self.switch_off(f"{self.fmt.bits} bits make too long a list")
         listed, codes = all_values(self.fmt), self.codes()
         values, places = decode(codes, self.fmt).double(), ordinal(codes, self.fmt)
-        assert (listed.diff() > 0).all()
+        assert (listed.diff() > 0).all(), "all_values() is not in ascending order"
         number = ~torch.isnan(values)
         least = int(places[number].min())
-        assert torch.equal(listed[places[number] - least], values[number] + 0.0)
+        self.same(listed[places[number] - least], values[number] + 0.0, codes[number])
         below, above = neighbours(listed, self.fmt)
-        assert torch.equal(below[1:].double(), listed[:-1])
-        assert torch.equal(above[:-1].double(), listed[1:])
+        self.same(below[1:], listed[:-1], listed[1:])
+        self.same(above[:-1], listed[1:], listed[:-1])
         assert torch.isnan(below[0])
         assert torch.isnan(above[-1])
 
@@ -163,7 +168,10 @@ class FormatConformance:
         """``fits_bfloat16`` is true exactly when bfloat16 holds every value."""
         values = decode(self.codes(), self.fmt)
         exact = bool(same(values.bfloat16().to(values.dtype), values).all())
-        assert exact == self.fmt.fits_bfloat16
+        assert exact == self.fmt.fits_bfloat16, (
+            f"fits_bfloat16 of '{self.fmt.name}' is {not exact}, the values say {exact}"
+        )
+        self.count += values.numel()
 
     def some_landmarks(self, count: int) -> Tensor:
         """Return about so many of the landmarks, those at the ends of the format and of the dtype among them."""
@@ -173,10 +181,19 @@ class FormatConformance:
         ends, half = count // 10, len(x) // 2
         return torch.cat([x[:: len(x) // count + 1], x[-ends:], x[half - ends : half]])
 
+    def inputs(self, *, finite: bool = False, strided: bool = False) -> st.SearchStrategy[Tensor]:
+        """Return a strategy: all the landmarks (of wide formats some), and tensors of every shape."""
+        marks = self.some_landmarks(_SCALAR)
+        marks = marks[torch.isfinite(marks)] if finite else marks
+        return st.just(marks) | tensors(self.fmt, finite=finite, strided=strided)
+
     @pytest.mark.parametrize("rounding", ROUNDINGS)
     def test_landmarks_against_the_scalar_reference(self, rounding: Rounding) -> None:
         """Ties, neighbours, thresholds, powers of two, subnormals, specials: as the definition says, in every mode."""
         x = self.some_landmarks(_SCALAR if rounding == "nearest_even" else _SCALAR_OTHERS)
+        if isinstance(self.fmt, TableFormat) and self.fmt.rounds_itself(rounding):
+            self._against_the_definition(x)
+            return
         draw, width = Draw(seed=1), 6
         bits = (random_bits(draw, x.shape) >> (32 - width)).tolist()
         for saturation in SATURATIONS:
@@ -187,20 +204,42 @@ class FormatConformance:
                 for value, number in zip(x.tolist(), bits, strict=True)
             ]
             got = quantize(x, self.fmt, rounding=rounding, saturation=saturation, draw=draw, random_bits=width)
-            assert_same(got, torch.tensor(expected, dtype=torch.float64), x)
+            self.same(got, torch.tensor(expected, dtype=torch.float64), x)
+
+    def _against_the_definition(self, x: Tensor) -> None:
+        if type(self).definition is FormatConformance.definition:
+            self.switch_off("the format rounds to nearest in its own way, and definition() is not overridden")
+        x = x[(x >= self.fmt.min_finite) & (x <= self.fmt.max_finite)]
+        expected = torch.tensor([self.definition(value) for value in x.tolist()], dtype=torch.float64)
+        self.same(quantize(x, self.fmt) + 0.0, expected + 0.0, x)  # the signs of zeros are not its business
 
     def test_landmarks_and_every_bfloat16_against_a_table(self) -> None:
-        """All 65,536 bfloat16 inputs and all landmarks give the value that a search through all values finds."""
+        """All 65,536 bfloat16 inputs and all landmarks give the value that a search through all values finds.
+
+        Of a format that rounds in its own way, one of the two values around.
+        """
         if self.fmt.bits > _ALL_CODES_BITS or not self.fmt.fits_float32:
-            pytest.skip(f"{self.fmt.bits} bits make too large a table; the scalar reference covers the landmarks")
+            self.switch_off(f"{self.fmt.bits} bits make too large a table; the scalar reference covers the landmarks")
+        if self.rounds_itself:
+            self.needs("faithful")
         every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
         marks = landmarks(self.fmt)
-        assert_same(quantize(marks, self.fmt), search_table(marks, self.fmt), marks)
-        expected = search_table(every.float(), self.fmt)
         got, _ = cast(every, self.fmt, dtype=torch.float32)
-        assert_same(got, expected, every)
+        if self.rounds_itself:
+            self._one_of_two(marks, quantize(marks, self.fmt))
+            self._one_of_two(every.float(), got)
+            return
+        self.same(quantize(marks, self.fmt), search_table(marks, self.fmt), marks)
+        expected = search_table(every.float(), self.fmt)
+        self.same(got, expected, every)
         if self.fmt.fits_bfloat16:
-            assert_same(quantize(every, self.fmt), expected, every)
+            self.same(quantize(every, self.fmt), expected, every)
+
+    def _one_of_two(self, x: Tensor, q: Tensor) -> None:
+        y = x.double().clamp(self.fmt.min_finite, self.fmt.max_finite)
+        low, high = values_around(y.nan_to_num(), self.fmt)
+        kept = torch.isnan(x) & torch.isnan(q)
+        self.holds(kept | (q == low) | (q == high), "a cast gives one of the two values around a number", x, q)
 
     def test_dtypes_agree(self) -> None:
         """float64 and chunked or plain float32 arithmetic give the same values; float64 is rounded once."""
@@ -210,7 +249,9 @@ class FormatConformance:
             if isinstance(f, TableFormat):  # float32 makes the last value that it holds of those beyond its range
                 held = [number for number in f.numbers if abs(number) < 2.0**128]
                 wide = torch.where(torch.isfinite(wide), wide.clamp(held[0], held[-1]), wide)
-            assert_same(wide.float(), quantize(x, f, saturation=saturation), x)
+            self.same(wide.float(), quantize(x, f, saturation=saturation), x)
+        if self.rounds_itself:
+            return  # what a tie is, it alone knows
         # Just beside a tie, by less than float32 can say.
         if isinstance(f, TableFormat):
             ends = list(zip(f.numbers[:-1], f.numbers[1:], strict=True))
@@ -221,93 +262,132 @@ class FormatConformance:
         for factor in (1 - 2.0**-50, 1 + 2.0**-50):
             beside = tie * factor
             expected = [quantize_exactly(Fraction(value), f) for value in beside.tolist()]
-            assert_same(quantize(beside, f), torch.tensor(expected, dtype=torch.float64), beside)
+            self.same(quantize(beside, f), torch.tensor(expected, dtype=torch.float64), beside)
 
     @given(st.data())
     @_laws
     def test_idempotent(self, data: st.DataObject) -> None:
         """Casting twice changes nothing, however it is rounded and whatever becomes of overflow."""
-        x = data.draw(tensors(self.fmt))
+        x = data.draw(self.inputs())
         saturation: Saturation = data.draw(st.sampled_from(SATURATIONS))
         rounding: Rounding = data.draw(st.sampled_from(ROUNDINGS))
         once = quantize(x, self.fmt, rounding=rounding, saturation=saturation, draw=Draw(seed=1))
         again = quantize(once, self.fmt, rounding=rounding, saturation=saturation, draw=Draw(seed=2))
-        assert_same(again, once, x)
+        self.same(again, once, x)
 
     @given(st.data())
     @_laws
     def test_monotone_and_in_code_order(self, data: st.DataObject) -> None:
         """A larger input never gives a smaller value, nor an earlier place in the order of codes."""
-        x = data.draw(tensors(self.fmt)).flatten()
+        x = data.draw(self.inputs()).flatten()
         x = x[~torch.isnan(x)].sort().values
         q = quantize(x, self.fmt)
-        assert (q.diff() >= 0).all()
+        self.holds(q.diff() >= 0, "a larger number gives no smaller value", x[1:], x[:-1], q[1:], q[:-1])
         places = ordinal(encode(q, self.fmt), self.fmt)
-        assert (places.diff() >= 0).all()
-        assert ((places.diff() == 0) == (q.diff() == 0)).all()
+        self.holds(places.diff() >= 0, "the places of codes follow the values", x[1:], q[1:], places[1:])
+        self.holds((places.diff() == 0) == (q.diff() == 0), "values have a place each", x[1:], q[1:], places[1:])
 
     @given(st.data())
     @_laws
     def test_odd(self, data: st.DataObject) -> None:
         """Negating the input negates the value, where values are mirrored; an unsigned format has none below zero."""
-        x = data.draw(tensors(self.fmt))
+        self.needs("odd")
+        if self.fmt.signed and not self.is_odd:
+            self.switch_off("the values, or which of their codes are even, are not mirrored at zero")
+        x = data.draw(self.inputs())
         q, mirrored = quantize(x, self.fmt), quantize(-x, self.fmt)
         if not self.fmt.signed:
-            assert not (torch.minimum(q, mirrored) < 0).any()
-        elif self.is_odd:
-            assert_same(mirrored, -q if self.fmt.has_negative_zero else -q + 0.0, x)
+            self.holds(~(torch.minimum(q, mirrored) < 0), "an unsigned format has no value below zero", x, q, mirrored)
+        else:
+            self.same(mirrored, -q if self.fmt.has_negative_zero else -q + 0.0, x)
 
     @given(st.data())
     @_laws
     def test_error_is_at_most_half_an_ulp(self, data: st.DataObject) -> None:
-        """Within the range, the nearest value is at most half a spacing away; beyond it, the largest is taken."""
-        f, x = self.fmt, data.draw(tensors(self.fmt, finite=True))
+        """Within the range, the nearest value is at most half a spacing away; beyond it, the largest is taken.
+
+        Of a format that rounds in its own way, one of the two values around.
+        """
+        f, x = self.fmt, data.draw(self.inputs(finite=True))
         q = quantize(x, f)
         error = (q.double() - x.double()).abs()
         above, below = x.double() > f.max_finite, x.double() < f.min_finite
         within = ~(above | below)
-        assert (error[within] <= 0.5 * ulp(x, f).double()[within]).all()
-        assert (q[above] == f.max_finite).all()
-        assert (q[below] == f.min_finite).all()
+        if not self.rounds_itself:
+            spacing = ulp(x, f).double()
+            self.holds((error <= 0.5 * spacing) | ~within, "the error is at most half an ulp", x, q, spacing)
+        elif "faithful" not in self.cannot:
+            self._one_of_two(x, q)
+        self.holds((q == f.max_finite) | ~above, "beyond the largest value it is taken", x, q)
+        self.holds((q == f.min_finite) | ~below, "below the lowest value it is taken", x, q)
 
     @given(st.data())
     @_laws
     def test_decode_of_encode_is_quantize(self, data: st.DataObject) -> None:
         """Codes lose nothing that the cast kept, NaN apart where the format has none."""
-        x = data.draw(tensors(self.fmt))
+        x = data.draw(self.inputs())
         if not self.fmt.has_nan:
             x = torch.nan_to_num(x, nan=1.0)
         saturation: Saturation = data.draw(st.sampled_from(SATURATIONS))
         rounding: Rounding = data.draw(st.sampled_from(ROUNDINGS))
         codes = encode(x, self.fmt, rounding=rounding, saturation=saturation, draw=Draw(seed=1))
-        assert ((codes >= 0) & (codes < 2**self.fmt.bits)).all()
+        self.holds((codes >= 0) & (codes < 2**self.fmt.bits), f"a code is 0 to {2**self.fmt.bits - 1}", x, codes)
         expected = quantize(x, self.fmt, rounding=rounding, saturation=saturation, draw=Draw(seed=1))
-        assert_same(decode(codes, self.fmt), expected, x)
+        self.same(decode(codes, self.fmt), expected, x)
 
     @given(st.data())
     @_laws
     def test_shape_stride_and_input_are_respected(self, data: st.DataObject) -> None:
         """Any shape and stride gives each element its value; the input stays as it was."""
-        x = data.draw(tensors(self.fmt))
+        x = data.draw(self.inputs(strided=True))
         before = x.clone()
         q = quantize(x, self.fmt)
-        assert q.shape == x.shape
-        assert q.dtype == x.dtype
-        assert_same(x, before, x)
+        assert (q.shape, q.dtype) == (x.shape, x.dtype), f"{x.shape} of {x.dtype} became {q.shape} of {q.dtype}"
+        self.same(x, before, before)
+        self.same(q, quantize(before.contiguous(), self.fmt), before)
         strided = torch.stack([x, x], dim=-1)[..., 0]
         turned = x.movedim(0, -1) if x.dim() else x
-        assert_same(quantize(strided, self.fmt), q, x)
-        assert_same(quantize(turned, self.fmt), q.movedim(0, -1) if x.dim() else q, turned)
+        self.same(quantize(strided, self.fmt), q, x)
+        self.same(quantize(turned, self.fmt), q.movedim(0, -1) if x.dim() else q, turned)
+
+    def test_each_element_by_itself(self) -> None:
+        """A value depends on its number alone: not on what is beside it, on the order, on the size, on what came before."""
+        x = self.some_landmarks(_SCALAR)
+        q = quantize(x, self.fmt)
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
+        self.same(quantize(x[order], self.fmt), q[order], x[order])
+        self.same(torch.cat([quantize(part, self.fmt) for part in torch.split(x, 97)]), q, x)
+        for element, value in zip(x[order[:20]], q[order[:20]], strict=True):
+            self.same(quantize(element, self.fmt), value, element)
+        self.same(quantize(x.repeat(100), self.fmt), q.repeat(100), x.repeat(100))
+        self.same(quantize(x, self.fmt), q, x)
+
+    def test_nan_stays_nan_and_nothing_else_becomes_one(self) -> None:
+        """NaN is never turned into a number in silence, in no mode; and a cast that saturates makes none of a number."""
+        x = self.some_landmarks(_SCALAR)
+        for rounding in ROUNDINGS:
+            q = quantize(x, self.fmt, rounding=rounding, draw=Draw(seed=1))
+            self.holds(torch.isnan(q) == torch.isnan(x), f"{rounding}: NaN stays NaN, and a number one", x, q)
 
     @given(st.data(), st.integers(-20, 20))
     @_laws
     def test_a_power_of_two_scales_the_grid(self, data: st.DataObject, exponent: int) -> None:
         """Scaling input and grid by a power of two scales the result, where the dtype holds all of it."""
         scale, info = math.ldexp(1.0, exponent), torch.finfo(holder(self.fmt))
-        x = data.draw(tensors(self.fmt))
+        x = data.draw(self.inputs())
         exact = (x * scale / scale == x) | ~torch.isfinite(x)
         ends = max(self.fmt.max_finite, -self.fmt.min_finite)
         representable = scale <= info.max / ends and self.fmt.min_positive * scale >= info.smallest_normal
         x = torch.where(exact & representable, x, torch.zeros_like(x))
         for given_scale in (scale, torch.tensor(scale)):
-            assert_same(quantize(x * scale, self.fmt, scale=given_scale), quantize(x, self.fmt) * scale, x)
+            self.same(quantize(x * scale, self.fmt, scale=given_scale), quantize(x, self.fmt) * scale, x)
+
+    def same(self, got: Tensor, expected: Tensor, x: Tensor) -> None:
+        """Check that each element is the same number, and count them."""
+        assert_same(got, expected, x)
+        self.count += x.numel()
+
+    def holds(self, law: Tensor, what: str, x: Tensor, *results: Tensor) -> None:
+        """Check that a law holds for each element, and count them."""
+        assert_holds(law, what, x, *results)
+        self.count += law.numel()

@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from altgrad_core.numerics.formats import FloatFormat, TableFormat
+from altgrad_core.numerics.formats import SPECIALS, FloatFormat, TableFormat, default_bias
 
 # Formats with at most this many magnitude codes are covered whole; of others the ends and an even spread.
 _WHOLE = 2048
@@ -82,8 +82,11 @@ def tensors(
     *,
     finite: bool = False,
     dtype: torch.dtype | None = None,
+    strided: bool = False,
 ) -> Tensor:
     """Draw a tensor of 0 to 3 dimensions, possibly empty, rich in landmarks of ``format``; of the holder's dtype.
+
+    With ``strided`` it may lie in memory in any way that a view can: see ``views``.
 
     Its numbers are drawn at once, by a seed: one by one hypothesis takes longer for them than a law for a cast.
     """
@@ -91,4 +94,54 @@ def tensors(
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
     tensor = numbers(format, math.prod(shape), generator).reshape(shape)
     tensor = tensor if dtype is None else tensor.to(dtype)
-    return torch.where(torch.isfinite(tensor), tensor, torch.zeros_like(tensor)) if finite else tensor
+    tensor = torch.where(torch.isfinite(tensor), tensor, torch.zeros_like(tensor)) if finite else tensor
+    return draw(views(tensor)) if strided else tensor
+
+
+@st.composite
+def views(draw: st.DrawFn, x: Tensor) -> Tensor:
+    """Draw a view of ``x``: as it is, with dimensions turned round, every second element, one row repeated, a part."""
+    kind = draw(st.sampled_from(("whole", "turned", "every second", "repeated", "part"))) if x.dim() else "whole"
+    if kind == "turned":
+        return x.permute(*draw(st.permutations(range(x.dim()))))
+    if kind == "every second":
+        return x[..., :: draw(st.integers(2, 3))]
+    if kind == "repeated":
+        return x.unsqueeze(0).expand(draw(st.integers(0, 3)), *x.shape)
+    return x[..., draw(st.integers(0, 2)) :] if kind == "part" else x
+
+
+@st.composite
+def float_formats(draw: st.DrawFn) -> FloatFormat:
+    """Draw a float format of 2 to 12 bits: any split, bias and specials that make one."""
+    exponent = draw(st.integers(0, 5))
+    mantissa = draw(st.integers(2 if exponent == 0 else 1, 6))
+    specials = draw(st.sampled_from(("fn", "fnuz", "none") if exponent < 2 else SPECIALS))
+    usual = default_bias(exponent, specials)
+    bias = draw(st.just(usual) | st.integers(-8, 24)) if exponent else usual
+    name = f"drawn_e{exponent}m{mantissa}{specials}_{bias}".replace("-", "m")
+    signed = True if specials == "fnuz" else draw(st.booleans())
+    return FloatFormat(
+        name=name, exponent_bits=exponent, mantissa_bits=mantissa, bias=bias, specials=specials, signed=signed
+    )
+
+
+@st.composite
+def table_formats(draw: st.DrawFn) -> TableFormat:
+    """Draw a table of 1 to 6 bits: float32 numbers of very different sizes in any order, some codes Inf or NaN, or -0."""
+    bits = draw(st.integers(1, 6))
+    sizes = st.floats(min_value=-(2.0**40), max_value=2.0**40, width=32, allow_subnormal=False)
+    table = draw(st.lists(sizes.map(lambda value: value + 0.0), min_size=2**bits, max_size=2**bits, unique=True))
+    if max(table) <= 0:
+        table[0] = 3.0 * 2.0**41
+    places = draw(st.permutations(range(2**bits)))
+    special = [math.nan, math.inf, -math.inf, math.nan][: draw(st.integers(0, 4)) if bits > 3 else 0]
+    top = table.index(max(table))
+    for place, value in zip((place for place in places if place != top), special, strict=False):
+        table[place] = value
+    return TableFormat(name=f"drawn_{bits}", table=table)
+
+
+def descriptors() -> st.SearchStrategy[FloatFormat | TableFormat]:
+    """Return a strategy for descriptors of formats: floats and tables."""
+    return st.one_of(float_formats(), table_formats())

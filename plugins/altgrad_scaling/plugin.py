@@ -23,6 +23,18 @@ if TYPE_CHECKING:
     from altgrad_core.numerics.scaling import ScalingPolicy
 
 
+_FIXED = "the scale is fixed"
+ALTGRAD_CANNOT = {
+    "scaling/none": {"fits": _FIXED, "proportional": _FIXED},
+    "scaling/static": {"edges": _FIXED, "fits": _FIXED, "proportional": _FIXED},
+    "scaling/nvfp4": {
+        "edges": "a block's scale of 1 is multiplied by the tensor's",
+        "fits": "a block's scale is rounded to e4m3fn, to a smaller one too",
+        "local": "the tensor's scale is part of every block's",
+    },
+}
+
+
 def build_none(options: NoOptions, format: Format) -> ScalingPolicy:
     """Build the policy whose scale is 1."""
     from altgrad_scaling.tensor_policies import StaticScaling

@@ -68,7 +68,7 @@ def test_the_plugin_of_the_page_works(tmp_path: Path, monkeypatch: pytest.Monkey
 
     assert "format myfp8" in altgrad("plugins", "myfp8")
     assert "bias           9" in altgrad("formats", "myfp8")
-    (line,) = [line for line in blocks(page, "sh")[0].splitlines() if line.startswith("altgrad run")]
+    (line,) = [line for line in blocks(page, "sh")[1].splitlines() if line.startswith("altgrad run")]
     arguments = shlex.split(line)[1:]
     (tmp_path / "mine.toml").write_text(blocks(page, "toml")[1])
     altgrad(*arguments, "--only", "myfp8", "--set", "train.steps=5", "--set", "train.eval_batches=1")

@@ -77,6 +77,8 @@ def _rows(format: Format, facts: Facts) -> list[tuple[str, str]]:
         ]
         if isinstance(format, TableFormat) and format.signed and format.min_finite != -format.max_finite:
             rows.append(("min finite", number(format.min_finite)))
+        if isinstance(format, TableFormat) and format.nearest is not None:
+            rows.append(("rounding", "nearest_even is a rule of its own; the other modes are those of any table"))
     rows += [
         ("range", f"{facts.binades:.1f} binades, {facts.range_db:.0f} dB"),
         ("precision", _precision(facts)),

@@ -21,7 +21,7 @@ from torch import Tensor
 from altgrad_core.numerics import BlockFormat, Format, get_format
 from altgrad_core.numerics.blocks import MX_MODES, MXMode, block_scale, decode_blocks, encode_blocks, mx_scale
 from altgrad_core.numerics.cast import cast, quantize
-from altgrad_core.testing.formats import assert_same
+from altgrad_core.testing.exact import assert_same
 
 MX = ["mxfp8_e4m3", "mxfp8_e5m2", "mxfp6_e3m2", "mxfp6_e2m3", "mxfp4", "mxint8"]
 

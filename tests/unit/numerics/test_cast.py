@@ -14,7 +14,7 @@ from altgrad_core.numerics import cast as cast_module
 from altgrad_core.numerics.cast import cast, inverse_scale, quantize
 from altgrad_core.numerics.kernel import grid_of, path_of
 from altgrad_core.numerics.stochastic import Draw
-from altgrad_core.testing.formats import assert_same, search_table
+from altgrad_core.testing.exact import assert_same, search_table
 from altgrad_core.testing.strategies import landmarks
 
 INF, NAN = math.inf, math.nan

@@ -16,7 +16,7 @@ from altgrad_core.numerics.cast import cast, quantize
 from altgrad_core.numerics.codes import decode, encode, neighbours, ordinal, ulp
 from altgrad_core.numerics.scaling import scale_for
 from altgrad_core.numerics.stochastic import Draw
-from altgrad_core.testing.formats import assert_same
+from altgrad_core.testing.exact import assert_same
 from altgrad_core.testing.strategies import landmarks
 
 # The compiler's own imports warn.

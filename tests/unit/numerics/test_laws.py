@@ -24,7 +24,7 @@ from altgrad_core.numerics.codes import decode, encode, ulp
 from altgrad_core.numerics.modes import ROUNDINGS, SATURATIONS, Rounding
 from altgrad_core.numerics.statistics import FIELDS
 from altgrad_core.numerics.stochastic import Draw
-from altgrad_core.testing.formats import assert_same
+from altgrad_core.testing.exact import assert_same
 from altgrad_core.testing.strategies import landmarks, tensors
 
 DETERMINISTIC = ROUNDINGS[:-1]

@@ -29,7 +29,7 @@ from altgrad_core.numerics.codes import decode, encode
 from altgrad_core.numerics.modes import ROUNDINGS, SATURATIONS, Rounding, Saturation
 from altgrad_core.numerics.reference import quantize_exactly
 from altgrad_core.numerics.stochastic import Draw, random_bits
-from altgrad_core.testing.formats import assert_same
+from altgrad_core.testing.exact import assert_same
 from altgrad_core.testing.strategies import landmarks
 
 PEERS = {

@@ -19,7 +19,7 @@ from altgrad_core.numerics.cast import quantize
 from altgrad_core.numerics.kernel import grid_of
 from altgrad_core.numerics.roundings import round_to_grid
 from altgrad_core.numerics.stochastic import Draw, random_bits
-from altgrad_core.testing.formats import assert_same
+from altgrad_core.testing.exact import assert_same
 
 SMALL = ["e2m1fn", "e4m3fn", "e7m0f", "e0m4f", "e8m1", "binary6p3se"]
 

@@ -16,7 +16,7 @@ from altgrad_core.numerics.cast import cast, quantize
 from altgrad_core.numerics.modes import ROUNDINGS, SATURATIONS, Rounding
 from altgrad_core.numerics.reference import quantize_exactly
 from altgrad_core.numerics.tables import round_to_table, table_overflow
-from altgrad_core.testing.formats import assert_same
+from altgrad_core.testing.exact import assert_same
 from altgrad_core.testing.strategies import landmarks
 
 EXTREME = TableFormat(name="extreme", table=(0.1, 1e-300, 1e300, -1e200))
