@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from altgrad_core.recipes.gemm import Operand, scaled
-from altgrad_core.recipes.scaled_mm import Granularity, scaled_mm
+from altgrad_core.recipes.scaled_mm import Granularity, dense, scaled_mm
 
 
 @attrs.frozen(kw_only=True)
@@ -88,7 +88,7 @@ class NativeGemms:
             left.values, right.values, left.factor, right.factor, how.left, how.right,
             out=self.product, bias=bias, fast=how.fast,
         )  # fmt: skip
-        return product.contiguous()  # where the padding was cut off
+        return dense(product)  # where the padding was cut off
 
     def _wide(self, operand: Operand) -> Tensor:
         return operand.values.to(self.wide)
@@ -105,10 +105,10 @@ def _rows(x: Tensor) -> Tensor:
 
 def _matrix(operand: Operand) -> Operand:
     """Return codes as a matrix, row by row in memory."""
-    return Operand(_rows(operand.values).contiguous(), operand.factor)
+    return Operand(dense(_rows(operand.values)), operand.factor)
 
 
 def _turned(operand: Operand) -> Operand:
     """Return the transposed codes, row by row in memory, and their scales."""
     scale = operand.factor
-    return Operand(operand.values.t().contiguous(), scale.t() if scale is not None and scale.dim() else scale)
+    return Operand(dense(operand.values.t()), scale.t() if scale is not None and scale.dim() else scale)

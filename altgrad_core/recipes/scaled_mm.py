@@ -87,6 +87,15 @@ def scaled_mm(
     return product if bias is None or inside is not None else product + bias.to(out)
 
 
+def dense(x: Tensor) -> Tensor:
+    """Return ``x`` with its elements in memory one row after the other.
+
+    In compiled code always as a copy, which the compiler merges with what makes it: PyTorch 2.13 traces a backward pass
+    that asks whether a gradient is contiguous twice, and leaves autocast as it was in the middle of the first attempt.
+    """
+    return x.clone(memory_format=torch.contiguous_format) if torch.compiler.is_compiling() else x.contiguous()
+
+
 def padded(x: Tensor, rows: int, columns: int) -> Tensor:
     """Return codes [R, C] with zeros added until R and C are multiples, contiguous; the tensor itself if they are."""
     down, across = -x.shape[0] % rows, -x.shape[1] % columns
@@ -146,7 +155,7 @@ def decoded(codes: Tensor, scale: Tensor, kind: Granularity) -> Tensor:
 def _of_rows(scale: Tensor, rows: int) -> Tensor:
     """Return [rows] of one scale, or of a scale for each row but the padding, whose scale is 1."""
     if scale.dim() == 0:
-        return scale.expand(rows).contiguous()
+        return dense(scale.expand(rows))
     return torch.nn.functional.pad(scale.reshape(-1), (0, rows - scale.shape[0]), value=1.0)
 
 
@@ -159,7 +168,7 @@ def _blockwise(
     def laid_out(scale: Tensor, kind: Granularity, rows: int) -> Tensor:
         if kind == "1x128":
             scale = torch.nn.functional.pad(scale, (0, 0, 0, rows - scale.shape[0]), value=1.0)
-            return scale.t().contiguous().t()
+            return dense(scale.t()).t()
         return torch.nn.functional.pad(scale, (0, -scale.shape[1] % 4)).t()
 
     recipes = {"1x128": ScalingType.BlockWise1x128, "128x128": ScalingType.BlockWise128x128}
@@ -187,7 +196,7 @@ def _check(
     if out not in (torch.bfloat16, torch.float32):
         raise AltgradError(f"scaled_mm gives bfloat16 or float32, got out={out}.")
     for name, x, scale, kind in (("a", a, a_scale, a_kind), ("b", b, b_scale, b_kind)):
-        if not x.is_contiguous():
+        if not torch.compiler.is_compiling() and not x.is_contiguous():
             raise AltgradError(
                 f"The FP8 units want the rows of {name} one after the other in memory, got strides {x.stride()} for shape "
                 f"{list(x.shape)}; pass {name}.contiguous()."

@@ -72,7 +72,8 @@ def trained(
     found = [y.detach(), x.grad, *(p.grad for p in model.parameters()), *(b.clone() for b in model.buffers())]
     if collect:
         found += [vector for _, vector in sorted(shared.take().items())]
-        found += [cast.last_scale for cast in (model.up.weight_cast, model.up.grad_output_cast)]
+        casts = (model.up.weight_cast, model.up.grad_output_cast)
+        found += [cast.last_scale for cast in casts if cast is not None]
     return found
 
 
