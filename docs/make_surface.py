@@ -82,7 +82,9 @@ def _members(cls: type) -> Iterator[str]:
     if attrs.has(cls):
         for field in attrs.fields(cls):
             if field.init and not field.name.startswith("_"):
-                yield f"{field.name}: {_text(field.type)}{_default(field)}"
+                # As it is written: attrs.resolve_types may have put in field.type what the name stands for.
+                hint = _annotations(cls).get(field.name, field.type)
+                yield f"{field.name}: {_text(hint)}{_default(field)}"
     elif "__init__" in vars(cls) and "Protocol" not in {base.__name__ for base in cls.__bases__}:
         yield f"__init__{_signature(cls.__init__)}"
     fields = {field.name for field in attrs.fields(cls)} if attrs.has(cls) else set()

@@ -192,22 +192,28 @@ class _Product(torch.autograd.Function):
             if need_a:
                 gv, g_factor = layer.cast_operand(third, g, dtype)
                 if layer.casts_each(second):
-                    bv, b_factor = layer.cast_operand(second, bv, dtype, counted=False)
+                    bv, b_factor = layer.cast_operand(second, bv, dtype, counted=False, after=g)
                 grad_a = scaled(gv @ bv.transpose(-2, -1), g_factor, b_factor).sum_to_size(a_shape).to(ctx.dtypes[0])
             if need_b:
                 if layer.casts_each(third) or not need_a:
                     gv, g_factor = _cast_columns(layer, third, g, dtype, counted=not need_a)
                 if layer.casts_each(first):
-                    av, a_factor = _cast_columns(layer, first, av, dtype, counted=False)
+                    av, a_factor = _cast_columns(layer, first, av, dtype, counted=False, after=g)
                 grad_b = scaled(av.transpose(-2, -1) @ gv, a_factor, g_factor).sum_to_size(b_shape).to(ctx.dtypes[1])
         return grad_a, grad_b, None, None, None
 
 
 def _cast_columns(
-    layer: CastAttention, operand: str, x: Tensor, dtype: torch.dtype, *, counted: bool = True
+    layer: CastAttention,
+    operand: str,
+    x: Tensor,
+    dtype: torch.dtype,
+    *,
+    counted: bool = True,
+    after: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Cast for a sum over the columns' dimension, the last but one, where the scaling follows it."""
     if not layer.casts_each(operand):
-        return layer.cast_operand(operand, x, dtype, counted=counted)
-    values, factor = layer.cast_operand(operand, x.transpose(-2, -1), dtype, counted=counted)
+        return layer.cast_operand(operand, x, dtype, counted=counted, after=after)
+    values, factor = layer.cast_operand(operand, x.transpose(-2, -1), dtype, counted=counted, after=after)
     return values.transpose(-2, -1), factor

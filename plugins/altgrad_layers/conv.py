@@ -94,7 +94,7 @@ class _Convolution(torch.autograd.Function):
                 gv, g_factor = _cast_pixels(layer, "grad_output", grad, dtype)
                 wd, wd_factor = wv, w_factor
                 if layer.casts_each("weight"):
-                    wd, wd_factor = _cast_weight(layer, wv, dtype, axis=0, counted=False)
+                    wd, wd_factor = _cast_weight(layer, wv, dtype, axis=0, counted=False, after=grad)
                 # Of the input only the shape matters here.
                 shaped = xv.to(dtype) if xv.dtype is not dtype else xv
                 grad_x = scaled(product(gv, shaped, wd, of_input=True), g_factor, wd_factor).to(x_dtype)
@@ -104,7 +104,7 @@ class _Convolution(torch.autograd.Function):
                     axis = 0 if each else -1
                     gv, g_factor = _cast_pixels(layer, "grad_output", grad, dtype, axis=axis, counted=not need_x)
                 if layer.casts_each("input"):
-                    xv, x_factor = _cast_pixels(layer, "input", xv, dtype, axis=0, counted=False)
+                    xv, x_factor = _cast_pixels(layer, "input", xv, dtype, axis=0, counted=False, after=grad)
                 # Of the weight only the shape matters here.
                 shaped = wv.to(dtype) if wv.dtype is not dtype else wv
                 grad_w = scaled(product(gv, xv, shaped, of_input=False), g_factor, x_factor).to(w_dtype)
@@ -112,14 +112,27 @@ class _Convolution(torch.autograd.Function):
 
 
 def _cast_pixels(
-    layer: CastConv, operand: str, x: Tensor, dtype: torch.dtype, *, axis: int = -1, counted: bool = True
+    layer: CastConv,
+    operand: str,
+    x: Tensor,
+    dtype: torch.dtype,
+    *,
+    axis: int = -1,
+    counted: bool = True,
+    after: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    values, factor = layer.cast_operand(operand, x.movedim(1, -1), dtype, axis=axis, counted=counted)
+    values, factor = layer.cast_operand(operand, x.movedim(1, -1), dtype, axis=axis, counted=counted, after=after)
     return values.movedim(-1, 1), factor
 
 
 def _cast_weight(
-    layer: CastConv, weight: Tensor, dtype: torch.dtype, *, axis: int = -1, counted: bool = True
+    layer: CastConv,
+    weight: Tensor,
+    dtype: torch.dtype,
+    *,
+    axis: int = -1,
+    counted: bool = True,
+    after: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    values, factor = layer.cast_operand("weight", layer.as_cast(weight), dtype, axis=axis, counted=counted)
+    values, factor = layer.cast_operand("weight", layer.as_cast(weight), dtype, axis=axis, counted=counted, after=after)
     return values.movedim((-2, -1), (0, 1)), factor
