@@ -166,7 +166,7 @@ def _convert(
                 backend, why = module.decision.backend, module.decision.reason
             else:
                 module.equip(name, applied, control)
-                backend, why = "emulated", f"layers of the kind '{kind}' have no native GEMMs"
+                backend, why = "emulated", "only linear layers have native GEMMs"
             device = next((parameter.device for parameter in module.parameters()), home)
             for quantizer in module.quantizers().values():
                 quantizer.to(device)
