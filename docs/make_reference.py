@@ -15,7 +15,6 @@ import textwrap
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import attrs
 import typer
 
 HERE = Path(__file__).parent
@@ -62,8 +61,8 @@ def _escaped(line: str) -> str:
         if i % 2:
             parts[i] = "`" + part.strip("`") + "`"
         else:
-            part = re.sub(r"(?<!^)\*|[<\[\]]|\b_|_\b", r"\\\g<0>", part)  # a star that begins a line is a list's
-            parts[i] = part
+            safe = re.sub(r"(?<!^)\*|[<\[\]]|\b_|_\b", r"\\\g<0>", part)  # a star that begins a line is a list's
+            parts[i] = re.sub(r"\bdocs/([\w-]+)\.md", r"[\1.md](../\1.md)", safe)
     return "".join(parts)
 
 
@@ -141,7 +140,9 @@ def _members(cls: type) -> list[str]:
         if base.__module__.startswith("altgrad"):
             for key, value in vars(base).items():
                 raw = value.__func__ if isinstance(value, classmethod | staticmethod) else value
-                is_code = inspect.isfunction(raw) or isinstance(raw, property) or type(raw).__name__ == "cached_property"
+                is_code = (
+                    inspect.isfunction(raw) or isinstance(raw, property) or type(raw).__name__ == "cached_property"
+                )
                 documented = inspect.getdoc(raw.fget if isinstance(raw, property) else raw)
                 if is_code and documented and _PUBLIC.match(key):
                     found[key] = None
@@ -153,9 +154,7 @@ def entry(name: str, thing: Any, module: str) -> str:
     if inspect.isclass(thing):
         return class_entry(name, thing, module)
     if callable(thing) and inspect.isfunction(thing):
-        return directive(
-            "py:function", signature(thing, name), prose(inspect.getdoc(thing)), 2, f"module: {module}"
-        )
+        return directive("py:function", signature(thing, name), prose(inspect.getdoc(thing)), 2, f"module: {module}")
     return directive("py:data", name, prose(_said_of(thing, name)), 2, f"module: {module}")
 
 
@@ -311,8 +310,18 @@ def formats_page() -> str:
     from altgrad_core.analysis.formats.facts import facts_of, number
     from altgrad_core.analysis.formats.listing import families
 
-    heads = ["format", "bits", "exponent / mantissa", "largest", "smallest normal", "smallest", "range", "digits",
-             "specials", "torch dtype", "native on", "source"]  # fmt: skip
+    numbers = [
+        "format",
+        "bits",
+        "exponent / mantissa",
+        "largest",
+        "smallest normal",
+        "smallest",
+        "range",
+        "digits",
+        "specials",
+    ]
+    words = ["format", "torch dtype", "native on", "source"]
     parts = [
         f"# Formats\n\n{NOTE}`altgrad formats` prints this table, `altgrad formats NAME` one format in full: its codes, its "
         "precision by magnitude, all its values. What each does to a training is [measured](../formats.md).\n\n"
@@ -324,18 +333,22 @@ def formats_page() -> str:
         "there, the width its range."
     ]
     for title, found in families():
-        lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-        notes = []
-        for format in found:
-            f = facts_of(format)
-            cells = [f"`{f.name}`", f"{f.bits:g}", f.split, number(f.max_finite), number(f.min_normal),
-                     number(f.min_positive), f"{f.range_db:.0f} dB", f"{f.digits:.1f}", f.specials,
-                     f"`{f.torch_dtype}`" if f.torch_dtype else "", f.native, f.source]  # fmt: skip
-            lines.append("| " + " | ".join(_escaped(cell).replace("|", "\\|") for cell in cells) + " |")
-            notes += [f"- `{f.name}`: {_escaped(f.note)}"] if f.note else []
-        table = "\n".join(lines)
-        parts.append("\n\n".join([f"## {title}", density(found), table, *(["\n".join(notes)] if notes else [])]))
+        facts = [facts_of(format) for format in found]
+        constants = [
+            [f"`{f.name}`", f"{f.bits:g}", f.split, number(f.max_finite), number(f.min_normal), number(f.min_positive),
+             f"{f.range_db:.0f} dB", f"{f.digits:.1f}", f.specials]
+            for f in facts
+        ]  # fmt: skip
+        origins = [[f"`{f.name}`", f"`{f.torch_dtype}`" if f.torch_dtype else "", f.native, f.source] for f in facts]
+        notes = [f"- `{f.name}`: {_escaped(f.note)}" for f in facts if f.note]
+        tables = [_table(numbers, constants), _table(words, origins)]
+        parts.append("\n\n".join([f"## {title}", density(found), *tables, *(["\n".join(notes)] if notes else [])]))
     return "\n\n".join(parts) + "\n"
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *([_escaped(cell).replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def density(formats: Any) -> str:

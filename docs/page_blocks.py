@@ -8,7 +8,7 @@ A comment right before a block says what it is, where its language does not:
     <!-- output -->                what the last command before it printed
     <!-- output from: TEXT -->     of that, what comes from the first line with TEXT on
 
-``python docs/pages.py [PAGE ...]`` follows the pages that have outputs and writes what is printed today into them (some
+``python docs/page_blocks.py [PAGE ...]`` follows the pages that have outputs and writes what is printed today into them (some
 minutes for all).
 """
 
@@ -31,7 +31,9 @@ DOCS = ROOT / "docs"
 COLUMNS = "100"
 RUN = ("altgrad", "python")
 """The commands that are run when a page is followed. ``pip install -e FOLDER`` is done without pip, which would want a network."""
-_FENCE = re.compile(r"^(?P<fence>`{3,}|:{3,})(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=fence)[ \t]*$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(
+    r"^(?P<fence>`{3,}|:{3,})(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=fence)[ \t]*$", re.MULTILINE | re.DOTALL
+)
 _COMMENT = re.compile(r"<!--\s*((?:(?!-->).)*?)\s*-->\n*\Z", re.DOTALL)
 
 
