@@ -352,10 +352,14 @@ def _table(heads: list[str], rows: list[list[str]]) -> str:
 
 
 def density(formats: Any) -> str:
-    """Return the figure of a family: values in each binade, in the page's colours."""
+    """Return the figure of a family: values in each binade, in the page's colours.
+
+    Formats of scales are left out where there are others: their range would squeeze these together.
+    """
     from altgrad_core.analysis.figures import drawing, new_axes, styles, to_svg
     from altgrad_core.analysis.formats.figure import draw_density, powers_of_two
 
+    formats = [format for format in formats if format.signed] or formats
     salt = f"density-{formats[0].name}"
     looks = styles([False] * len(formats))
     with drawing(salt):

@@ -6,7 +6,7 @@ A comment right before a block says what it is, where its language does not:
     <!-- run by: FILE::TEST -->    that test does it
     <!-- file: NAME -->            the content of a file, which the commands after it find
     <!-- output -->                what the last command before it printed
-    <!-- output from: TEXT -->     of that, what comes from the first line with TEXT on
+    <!-- output until: TEXT -->    of that, what comes before the first line that begins with TEXT
 
 ``python docs/page_blocks.py [PAGE ...]`` follows the pages that have outputs and writes what is printed today into them (some
 minutes for all).
@@ -28,7 +28,8 @@ import tomli
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-COLUMNS = "100"
+COLUMNS = "90"
+"""The width of a page's blocks on the site, in characters."""
 RUN = ("altgrad", "python")
 """The commands that are run when a page is followed. ``pip install -e FOLDER`` is done without pip, which would want a network."""
 _FENCE = re.compile(
@@ -96,7 +97,7 @@ def follow(page: Path, folder: Path) -> Iterator[tuple[Block, str]]:
     printed = ""
     paths = [folder]
     for block in blocks(page):
-        name, start = block.said("file"), block.said("output from")
+        name, end = block.said("file"), block.said("output until")
         if name is not None:
             lay_down(folder / name, block.text)
         elif block.language == "sh" and not block.marker:
@@ -109,12 +110,8 @@ def follow(page: Path, folder: Path) -> Iterator[tuple[Block, str]]:
                     printed = run(command, folder, paths)
         elif block.said("output") is not None:
             yield block, printed
-        elif start is not None:
-            lines = printed.splitlines(keepends=True)
-            first = next((i for i, line in enumerate(lines) if start in line), None)
-            if first is None:
-                raise RuntimeError(f"{block}: nothing that was printed has '{start}':\n{printed}")
-            yield block, "".join(lines[first:])
+        elif end is not None:
+            yield block, re.split(rf"^{re.escape(end)}", printed, maxsplit=1, flags=re.MULTILINE)[0].rstrip() + "\n"
 
 
 def lay_down(path: Path, text: str) -> None:

@@ -28,7 +28,7 @@ def done_here(block: Block) -> bool:
 
 
 def test_a_block_is_of_a_kind_that_is_checked() -> None:
-    kinds = ("not run", "run by", "file", "output", "output from")
+    kinds = ("not run", "run by", "file", "output", "output until")
     for block in ALL:
         assert block.language in ("", "sh", "toml", "python"), f"{block}: no test knows the language '{block.language}'"
         assert any(block.said(kind) is not None for kind in kinds) or not block.marker or "Made by" in block.marker, (
@@ -143,7 +143,7 @@ TRANSCRIPTS = [b for b in ALL if not b.language and done_here(b) and b.text.star
 def test_a_transcript_is_what_the_command_prints(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
     from altgrad_core.cli.main import app
 
-    monkeypatch.setenv("COLUMNS", pages.COLUMNS)
+    monkeypatch.setenv("COLUMNS", "100")
     command, _, output = block.text.removeprefix("$ altgrad ").partition("\n")
     done = CliRunner().invoke(app, shlex.split(command))
     assert (done.exit_code, done.output) == (0, output)
