@@ -333,6 +333,7 @@ def formats_page() -> str:
         "there, the width its range."
     ]
     for title, found in families():
+        head = re.split(r"[:;]", title)[0]
         facts = [facts_of(format) for format in found]
         constants = [
             [f"`{f.name}`", f"{f.bits:g}", f.split, number(f.max_finite), number(f.min_normal), number(f.min_positive),
@@ -342,7 +343,9 @@ def formats_page() -> str:
         origins = [[f"`{f.name}`", f"`{f.torch_dtype}`" if f.torch_dtype else "", f.native, f.source] for f in facts]
         notes = [f"- `{f.name}`: {_escaped(f.note)}" for f in facts if f.note]
         tables = [_table(numbers, constants), _table(words, origins)]
-        parts.append("\n\n".join([f"## {title}", density(found), *tables, *(["\n".join(notes)] if notes else [])]))
+        parts.append(
+            "\n\n".join([f"## {head}", f"{title}.", density(found), *tables, *(["\n".join(notes)] if notes else [])])
+        )
     return "\n\n".join(parts) + "\n"
 
 

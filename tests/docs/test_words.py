@@ -118,6 +118,7 @@ def test_a_probe_is_defined_as_it_says_itself(probe: str) -> None:
     page = (ROOT / "docs" / "metrics.md").read_text()
     section = re.split(r"^## ", page[page.index(f"## Probe `{probe}`") :], flags=re.MULTILINE)[1]
     assert units(inspect.getdoc(module) or "") == units(section)
+    assert f"(../plugins/altgrad_probes/{probe}.py)" in section
 
 
 def units(text: str) -> dict[str, str]:
