@@ -34,6 +34,7 @@ pictures: $(VENV)/.installed-dev
 	$(BIN)/python docs/make_pictures.py
 	$(BIN)/python docs/make_screens.py
 	$(BIN)/python docs/make_reports.py
+	$(BIN)/python docs/make_aim.py
 	$(BIN)/python docs/page_blocks.py
 
 bench: $(VENV)/.installed-dev

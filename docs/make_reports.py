@@ -24,15 +24,20 @@ LAYERS = ("gradient-cosine-layers-2", "underflow-layers-1")
 CURVES = ("difference", "gradient-norm", "gradient-cosine", "underflow")
 
 
+def browser() -> str:
+    """Return the path of a browser that takes photographs."""
+    for name in BROWSERS:
+        if found := shutil.which(name):
+            return found
+    sys.exit(f"No browser found: install one of {', '.join(BROWSERS)}.")
+
+
 def shot(page: Path, out: Path, height: int, *, dark: bool = False, scale: float = 1.5, colours: int = 160) -> None:
     """Photograph the top of a page, as light or dark, and cut off what is empty at the bottom."""
-    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if browser is None:
-        sys.exit(f"No browser found: install one of {', '.join(BROWSERS)}.")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--force-device-scale-factor={scale}",
              f"--blink-settings=preferredColorScheme={0 if dark else 1}", f"--window-size={WIDTH},{height}"]  # fmt: skip
     subprocess.run(
-        [browser, *flags, f"--screenshot={out}", page.as_uri()], check=True, capture_output=True, timeout=120
+        [browser(), *flags, f"--screenshot={out}", page.as_uri()], check=True, capture_output=True, timeout=120
     )
     image = Image.open(out).convert("RGB")
     pixels = np.asarray(image)

@@ -19,7 +19,7 @@ from altgrad_core.errors import AltgradError
 ROOT = pages.ROOT
 ALL = [block for page in pages.written_pages() for block in pages.blocks(page)]
 # What is not ours, and is only named: none of it is run.
-FOREIGN = {"git", "cd", "source", "open", "wandb", "tensorboard", "aim"}
+FOREIGN = {"git", "cd", "source", "sed", "wandb", "tensorboard", "aim"}
 
 
 def done_here(block: Block) -> bool:
@@ -92,6 +92,8 @@ def test_commands_exist(block: Block, tmp_path: Path) -> None:
 
 
 def check_command(words: list[str], where: str) -> None:
+    while re.match(r"[A-Z_]+=", words[0]):  # a variable for this command alone
+        words = words[1:]
     tool, *rest = words
     if tool == "altgrad":
         check_altgrad(rest, where)

@@ -108,7 +108,7 @@ def test_metrics_exist(page: Path) -> None:
         elif re.fullmatch(
             r"[a-z][a-z0-9_]*/(?:<(?:layer|parameter|weight|layer\.operand)>|[a-z_.]*\d[a-z0-9_.]*|\.\.\.)", name
         ):
-            assert name.split("/")[0] in metrics() | {"weight_norm"}, f"{page.name}: there is no metric {name}"
+            assert name.split("/")[0] in metrics() | {"weight_norm", "histogram"}, f"{page.name}: there is no metric {name}"
 
 
 @pytest.mark.parametrize("probe", ["gradients", "stability", "updates", "shadow"])
