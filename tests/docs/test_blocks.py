@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -96,7 +97,8 @@ def check_command(words: list[str], where: str) -> None:
         words = words[1:]
     tool, *rest = words
     if tool == "altgrad":
-        check_altgrad(rest, where)
+        for written in itertools.product(*(word.split("|") for word in rest)):  # one|other stands for both
+            check_altgrad(list(written), where)
     elif tool == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert set(rest) <= set(targets), f"{where}: {words}"

@@ -106,9 +106,11 @@ def test_metrics_exist(page: Path) -> None:
         if re.fullmatch(r"(?:train|val)/[a-z_]+", name):
             assert name in metrics(), f"{page.name}: there is no metric {name}"
         elif re.fullmatch(
-            r"[a-z][a-z0-9_]*/(?:<(?:layer|parameter|weight|layer\.operand)>|[a-z_.]*\d[a-z0-9_.]*|\.\.\.)", name
+            r"[a-z][a-z0-9_]*/(?:<(?:layer|parameter|weight|layer\.operand)>|[a-z_]+\.\d[a-z0-9_.]*|\.\.\.)", name
         ):
-            assert name.split("/")[0] in metrics() | {"weight_norm", "histogram"}, f"{page.name}: there is no metric {name}"
+            assert name.split("/")[0] in metrics() | {"weight_norm", "histogram"}, (
+                f"{page.name}: there is no metric {name}"
+            )
 
 
 @pytest.mark.parametrize("probe", ["gradients", "stability", "updates", "shadow"])
