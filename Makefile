@@ -1,11 +1,12 @@
 # make run    environment, install, default experiment, report
 # make test   environment, install, default tests
+# make docs   the site, in docs/_build/html
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q
 
-.PHONY: run test test-all lint docs bench clean
+.PHONY: run test test-all lint docs pictures bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/altgrad run experiments.toml
@@ -25,9 +26,17 @@ lint: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/make_configuration.py
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
+	@echo "The site is docs/_build/html/index.html"
+
+# Every picture, and every output that a page shows. Wants Chromium and tmux, and takes ten minutes on two cores.
+pictures: $(VENV)/.installed-dev
 	$(BIN)/python docs/make_pictures.py
 	$(BIN)/python docs/make_screens.py
-	$(BIN)/python -m pytest tests/docs
+	$(BIN)/python docs/make_reports.py
+	$(BIN)/python docs/make_report_views.py
+	$(BIN)/python docs/make_aim.py
+	$(BIN)/python docs/page_blocks.py
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/quantize.py

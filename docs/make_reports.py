@@ -1,110 +1,86 @@
-"""Takes the pictures of a report for docs/analysis.md: ``python docs/make_reports.py``. Needs Chromium.
+"""Photographs reports for the pages: ``python docs/make_reports.py [FOLDER]``.
 
-A small matrix is really trained (a minute or so) and its report photographed: on a dark screen, on a phone, on paper, and
-the figures of values on the formats' grids. Chromium's windows are no narrower than 500 pixels, so the phone is a frame in
-one; on paper means the page's rules for print, applied to a screen as wide as A4.
+FOLDER is the experiment of docs/first-run.md as it was trained (``runs/first``); without one it is trained here, as the page
+says, which takes some minutes. The photographer is Chromium, so that the pictures are what a browser shows.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
+from page_blocks import DOCS, blocks, lay_down, run
 from PIL import Image
 
-import altgrad_core as altgrad
-from altgrad_core.analysis.report import write_report
-
-PICTURES = Path(__file__).parent / "pictures"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DARK = "--blink-settings=preferredColorScheme=0"
-EXPERIMENT = """
-[experiment]
-name = "four-formats"
-[defaults]
-launcher = "inline"
-[defaults.model]
-n_layer = 2
-n_embd = 64
-n_head = 2
-block_size = 64
-[defaults.train]
-steps = 60
-batch_size = 8
-warmup_steps = 5
-eval_every = 10
-eval_batches = 2
-[defaults.probes]
-histograms = { every = 20 }
-[[run]]
-name = "bf16"
-baseline = true
-[[run]]
-name = "e5m2"
-recipe = "e5m2"
-[[run]]
-name = "hybrid"
-recipe = "hybrid"
-[[run]]
-name = "mxfp4"
-recipe = "mxfp4"
-"""
+PICTURES = DOCS / "pictures"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+WIDTH = 1000
+LAYERS = ("gradient-cosine-layers-2", "underflow-layers-1")
+CURVES = ("difference", "gradient-norm", "gradient-cosine", "underflow")
 
 
-def photograph(text: str, target: Path, width: int, height: int, *more: str) -> None:
-    """Save a page as a PNG of few colours, which keeps it small."""
-    with tempfile.TemporaryDirectory() as folder:
-        page, raw = Path(folder, "page.html"), Path(folder, "page.png")
-        page.write_text(text, encoding="utf-8")
-        size = f"--window-size={max(width, 500)},{height}"
-        switches = [
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--hide-scrollbars",
-            f"--user-data-dir={folder}/profile",
-        ]
-        command = [str(CHROMIUM), *switches, size, f"--screenshot={raw}", *more, page.as_uri()]
-        subprocess.run(command, check=True, capture_output=True)
-        Image.open(raw).convert("RGB").crop((0, 0, width, height)).quantize(
-            128, method=Image.Quantize.MAXCOVERAGE
-        ).save(target, optimize=True)
-    print(f"{target.name}: {target.stat().st_size:,} bytes")
+def browser() -> str:
+    """Return the path of a browser that takes photographs."""
+    for name in BROWSERS:
+        if found := shutil.which(name):
+            return found
+    sys.exit(f"No browser found: install one of {', '.join(BROWSERS)}.")
 
 
-def on_a_phone(page: Path) -> str:
-    """Return a page with the report in a frame as wide as a phone."""
-    return f'<body style="margin: 0"><iframe src="{page.as_uri()}#comparison" style="border: 0; width: 390px; height: 844px"></iframe>'
+def shot(page: Path, out: Path, height: int, *, dark: bool = False, scale: float = 1.5, colours: int = 160) -> None:
+    """Photograph the top of a page, as light or dark, and cut off what is empty at the bottom."""
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--force-device-scale-factor={scale}",
+             f"--blink-settings=preferredColorScheme={0 if dark else 1}", f"--window-size={WIDTH},{height}"]  # fmt: skip
+    subprocess.run(
+        [browser(), *flags, f"--screenshot={out}", page.as_uri()], check=True, capture_output=True, timeout=120
+    )
+    image = Image.open(out).convert("RGB")
+    pixels = np.asarray(image)
+    used = np.nonzero((pixels != pixels[-1, 0]).any(axis=(1, 2)))[0].max()
+    image = image.crop((0, 0, image.width, min(image.height, int(used) + round(24 * scale))))
+    image.quantize(colours, dither=Image.Dither.NONE).save(out, optimize=True)
+    print(out.relative_to(DOCS.parent))
 
 
-def section(text: str, key: str) -> str:
-    """Return the report with one of its sections alone."""
-    start = text.rindex("<section>", 0, text.index(f'<h2 id="{key}">'))
-    end = text.index("</section>", start)
-    return text[: text.index("<header>")] + "<main>" + text[start:end] + "</section></main></body></html>"
+def only(report: Path, keys: tuple[str, ...], folder: Path) -> Path:
+    """Return a page that has nothing of a report but some of its figures."""
+    text = report.read_text(encoding="utf-8")
+    figures = [re.search(rf'<figure id="{key}">.*?</figure>', text, re.DOTALL) for key in keys]
+    missing = [key for key, found in zip(keys, figures, strict=True) if found is None]
+    if missing:
+        sys.exit(
+            f"{report} has no figure {', '.join(missing)}; it has {', '.join(re.findall(r'<figure id=.([^>]*).>', text))}."
+        )
+    body = "".join(found[0] for found in figures if found)
+    page = folder / "figures.html"
+    head = text[: text.index("</head>")]
+    page.write_text(
+        f'{head}</head><body><main><div class="figures">{body}</div></main></body></html>', encoding="utf-8"
+    )
+    return page
 
 
-def pictures(page: Path) -> None:
-    """Take all pictures of a report."""
-    text = page.read_text(encoding="utf-8")
-    margin = "body { padding: 1.5cm !important; }"  # the browser's, on paper
-    photograph(text, PICTURES / "report-dark.png", 1000, 1150, DARK)
-    photograph(on_a_phone(page), PICTURES / "report-phone.png", 390, 844)
-    photograph(text.replace("@media print {", f"@media all {{ {margin}"), PICTURES / "report-print.png", 794, 1123)
-    photograph(section(text, "grids"), PICTURES / "report-grids.png", 1000, 1090)
-
-
-def main() -> None:
-    """Train, and take all pictures."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "experiment.toml")
-        file.write_text(EXPERIMENT)
-        altgrad.run(file, runs=Path(folder, "runs"))
-        page = write_report(Path(folder, "runs", "four-formats"))
-        pictures(page)
+def main(experiment: Path | None) -> None:
+    """Take all pictures."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if experiment is None:
+            (first,) = [block for block in blocks(DOCS / "first-run.md") if block.said("file") == "first.toml"]
+            lay_down(folder / "first.toml", first.text)
+            run("altgrad run first.toml", folder)
+            experiment = folder / "runs" / "first"
+        report = experiment / "report.html"
+        shot(report, PICTURES / "landing-light.png", 1440)
+        shot(report, PICTURES / "landing-dark.png", 1440, dark=True)
+        shot(report, PICTURES / "report.png", 1500)
+        shot(only(report, CURVES, folder), PICTURES / "report-curves.png", 1600)
+        shot(only(report, LAYERS, folder), PICTURES / "report-layers.png", 1600)
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else None)

@@ -1,4 +1,4 @@
-"""What README and docs say holds: code runs, TOML loads, commands and metrics exist, links lead somewhere."""
+"""What README and pages say holds, where it takes more than looking at a block: plugins, metrics, alerts, keys."""
 
 from __future__ import annotations
 
@@ -17,24 +17,10 @@ import torch
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md")])
 
 
 def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
-
-
-def test_every_block_has_a_language_that_is_checked() -> None:
-    for page in PAGES:
-        opened = re.findall(r"^```(\w*)$", page.read_text(), re.MULTILINE)[::2]
-        assert set(opened) <= {"", "sh", "toml", "python"}, page
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-        if not target.startswith(("http://", "https://")):
-            assert (page.parent / target).exists(), f"{page}: {target}"
 
 
 def test_the_configuration_page_is_that_of_the_code() -> None:
@@ -95,8 +81,14 @@ def test_the_readme_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ALTGRAD_CACHE", str(tmp_path / "cache"))
-    text = (ROOT / "experiments.toml").read_text().replace("steps = 300", "steps = 2")
-    assert "steps = 2 " in text or "steps = 2\n" in text
+    text = (ROOT / "experiments.toml").read_text()
+    for long, short in (
+        ("steps = 300", "steps = 2"),
+        ("eval_batches = 10", "eval_batches = 1"),
+        ("n_layer = 4", "n_layer = 1"),
+    ):
+        assert long in text
+        text = text.replace(long, short)
     Path("experiments.toml").write_text(text)
     code = "\n".join(blocks(ROOT / "README.md", "python"))
     names: dict[str, object] = {}
@@ -157,12 +149,3 @@ def test_the_alert_table_is_that_of_the_code() -> None:
         rule = AlertConfig.default(alert)
         threshold = f"{rule.threshold:g}" if hasattr(rule, "threshold") else "-"
         assert rows[alert] == (threshold, str(rule.patience), rule.action), alert
-
-
-def test_the_toml_of_the_alerts_page_loads(tmp_path: Path) -> None:
-    from altgrad_core.experiments.config import load_experiment
-
-    for number, text in enumerate(blocks(ROOT / "docs" / "alerts.md", "toml")):
-        path = tmp_path / f"{number}.toml"
-        path.write_text('experiment = { name = "x" }\nrun = [{ name = "r" }]\n' + text)
-        assert load_experiment(path).runs[0].alerts.overflow is not None
