@@ -33,6 +33,8 @@ def test_the_commands_of_the_page(make_environment: Callable[[], Environment], w
     assert "bias           10" in said["altgrad formats myfp8"]
     assert "format/myfp8: 17 passed" in said["altgrad plugins check myfp8"]
     assert (environment.folder / "runs" / "first" / "report.html").stat().st_size > 10_000
+    (code,) = [text for text in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL) if '"myfp8")' in text]
+    environment.run("python", "-c", code)
     written = environment.folder / "altgrad-format-myfp8" / "altgrad_format_myfp8.py"
     print(f"{len(commands)} commands, {len(written.read_text().splitlines())} lines of code, {sum(seconds.values()):.0f} s")
     for command, taken in seconds.items():

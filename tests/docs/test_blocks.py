@@ -47,6 +47,8 @@ def test_what_runs_a_block_is_there(block: Block) -> None:
     assert f"def {name}(" in (ROOT / file).read_text(), f"{block}: {file} has no {name}"
 
 
+# What PyTorch's compiler does on its way is its own business.
+@pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not:DeprecationWarning")
 @pytest.mark.parametrize("page", sorted({b.page for b in ALL if b.language == "python"}), ids=lambda page: page.stem)
 def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the top of the page to its end, as one program; a block that is a file compiles."""
