@@ -14,7 +14,7 @@ from altgrad_core.training.histograms import CastHistogram, FormatRange
 Fate = Literal["normal", "subnormal", "lost"]
 _WIDTH, _PANEL, _REST = 5.2, 1.0, 0.55  # inches
 _MARGIN = 10  # binades that are drawn beyond the range of the format, and of its values
-_MOST_LETTERS = 31
+_MOST_LETTERS = 35
 
 _BLUE, _RED, _, _PURPLE, _ = styles([False] * 5)
 LOOKS: dict[Fate, Style] = {"normal": _BLUE, "subnormal": _PURPLE, "lost": _RED}

@@ -26,9 +26,10 @@ def recipe_rows(recipe: Mapping[str, Any]) -> dict[str, Any]:
         (conditions_text(without(its, "recipe")), _short(its.get("recipe", ""))) for its in recipe.get("overrides", ())
     ]
     facts = [f"{key} {recipe[key]}" for key in ("compute", "backend") if key in recipe]
-    if "layers" in recipe:
-        facts.append(f"layers {' + '.join(recipe['layers'])}")
-    return {"name": recipe.get("name", ""), "facts": facts, "rows": rows, "overrides": overrides}
+    name = recipe.get("name", "")
+    if "layers" in recipe and (layers := f"layers {' + '.join(recipe['layers'])}") not in name:
+        facts.append(layers)
+    return {"name": name, "facts": facts, "rows": rows, "overrides": overrides}
 
 
 def _row(what: str, cast: Any) -> tuple[str, str, str, str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,12 +12,13 @@ from altgrad_core.errors import AltgradError
 from altgrad_core.numerics.blockwise import Block, expand
 from altgrad_core.numerics.cast import refuse_scales
 from altgrad_core.numerics.codes import encode
-from altgrad_core.numerics.formats import BlockFormat, Format
+from altgrad_core.numerics.formats import BlockFormat, FloatFormat, Format
 from altgrad_core.numerics.modes import Rounding, Saturation
 from altgrad_core.numerics.registry import get_format
 from altgrad_core.numerics.stochastic import MAX_RANDOM_BITS, Draw
 
 _LISTED_BITS = 16
+_CHUNK = 2**17  # elements: on a CPU what is made of so many stays in its caches
 # Exponents of float32 and bfloat16: those of the subnormals reach down to that of 2^-149.
 LOWEST_EXPONENT, HIGHEST_EXPONENT = -149, 127
 _MANTISSA_BITS, _TOP_FIELD = 23, 255  # of float32
@@ -69,11 +71,13 @@ def exponent_histogram(x: Tensor) -> Tensor:
         return _by_frexp(x)
     # By the exponent's bits, a twentieth of the time: field 0 has zero and the subnormals, 255 infinities and NaN.
     bits = x.detach().to(torch.float32).reshape(-1).contiguous().view(torch.int32)
-    field = (bits >> _MANTISSA_BITS) & _TOP_FIELD
-    normals = torch.bincount(field, minlength=_TOP_FIELD + 1)[1:_TOP_FIELD]
-    subnormals = (bits[field == 0] & (2**_MANTISSA_BITS - 1)).double()  # in units of 2^-149
-    below = _by_frexp(subnormals)[-LOWEST_EXPONENT:][:_MANTISSA_BITS]
-    return torch.cat([below, normals])
+    field = (bits >> _MANTISSA_BITS).bitwise_and_(_TOP_FIELD)
+    counts = torch.bincount(field, minlength=_TOP_FIELD + 1)
+    below = counts.new_zeros(_MANTISSA_BITS)
+    if counts[0].item():
+        subnormals = (bits[field == 0] & (2**_MANTISSA_BITS - 1)).double()  # in units of 2^-149
+        below = _by_frexp(subnormals)[-LOWEST_EXPONENT:][:_MANTISSA_BITS]
+    return torch.cat([below, counts[1:_TOP_FIELD]])
 
 
 def _by_frexp(x: Tensor) -> Tensor:
@@ -89,5 +93,37 @@ def binade_histogram(x: Tensor, *, scale: Tensor, block: Block | None = None) ->
 
     ``scale`` is the decode scale, 0-d, or with ``block`` one a block. Quotients beyond float32 are left out.
     """
-    wide = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-    return exponent_histogram(wide / (scale if block is None else expand(scale, x.shape, block)))
+    wide = torch.promote_types(x.dtype, torch.float32)
+    if block is not None:
+        return exponent_histogram(x.detach().to(wide) / expand(scale, x.shape, block))
+    counts = torch.zeros(HIGHEST_EXPONENT - LOWEST_EXPONENT + 1, dtype=torch.int64, device=x.device)
+    for part in _parts(x):
+        counts += exponent_histogram(part.to(wide) / scale)
+    return counts
+
+
+def used_numbers(q: Tensor, format: Format) -> Tensor:
+    """Tell which finite numbers of a format ``q`` holds, as a bool tensor of one size for a format; its sum says how many.
+
+    ``q`` are results of a cast to ``format``, undivided by any scale, in a floating-point dtype; the format
+    ``fits_bfloat16``. Zero counts with either sign, as it has a code for each. A tenth of the time of
+    ``code_histogram``, which rounds.
+    """
+    assert format.fits_bfloat16
+    # Two numbers of the format differ in these bits of bfloat16.
+    kept = 9 + format.mantissa_bits if isinstance(format, FloatFormat) else _LISTED_BITS
+    shift, half = _LISTED_BITS - kept, 2 ** (kept - 1)
+    counts = torch.zeros(2 * half, dtype=torch.int64, device=q.device)
+    for part in _parts(q):
+        bits = part.to(torch.bfloat16).view(torch.int16)
+        counts += torch.bincount((bits >> shift).to(torch.int32).add_(half), minlength=2 * half)
+    held = (torch.arange(-half, half, device=q.device) << shift).to(torch.int16).view(torch.bfloat16)
+    return (counts > 0) & held.isfinite()
+
+
+def _parts(x: Tensor) -> Iterator[Tensor]:
+    """Yield the elements in order, [n]: on a CPU in chunks, elsewhere all."""
+    flat = x.detach().reshape(-1)
+    size = _CHUNK if x.device.type == "cpu" else max(flat.numel(), 1)
+    for start in range(0, flat.numel(), size):
+        yield flat[start : start + size]

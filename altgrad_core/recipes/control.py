@@ -51,9 +51,9 @@ class CastControl:
         return copied
 
     @property
-    def counting(self) -> bool:
-        """Whether the cast at hand is to be counted: statistics are collected, and it is no repetition."""
-        return self.collecting and not (self.call is not None and self.call.again)
+    def repeating(self) -> bool:
+        """Whether the cast at hand repeats an earlier one, as activation checkpointing does, and counts no second time."""
+        return self.call is not None and self.call.again
 
     @property
     def call(self) -> Call | None:

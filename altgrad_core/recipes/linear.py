@@ -113,8 +113,9 @@ class CastLayer(nn.Module):
         """Return the operand's values in ``dtype`` and the factor that the product lacks, None for 1.
 
         ``axis``: the dimension that the GEMM sums over, -1 the last, 0 the others. ``counted``: whether this is the
-        operand's first cast, of which statistics are recorded. ``after``: the gradient, where the backward pass casts
-        what the forward pass was given; a compiler would draw random bits that nothing holds back in the forward pass, too.
+        operand's first cast, of which statistics are recorded, and which is shown to who watches. ``after``: the gradient,
+        where the backward pass casts what the forward pass was given; a compiler would draw random bits that nothing holds
+        back in the forward pass, too.
         """
         quantizer: Quantizer | None = getattr(self, f"{operand}_cast")
         if quantizer is None:
@@ -124,8 +125,9 @@ class CastLayer(nn.Module):
         draw = quantizer.site.draw(x, axis, after) if quantizer.draws else None
         if control.call is not None and quantizer.remembers:
             scale = control.call.scale(quantizer.site.key, lambda: quantizer.scaling.shared_out(x, axis))
+        counted = counted and not control.repeating
         values, factor, statistics = quantizer(
-            x, dtype=dtype, statistics=counted and control.counting, axis=axis, draw=draw, scale=scale
+            x, dtype=dtype, statistics=counted and control.collecting, axis=axis, draw=draw, scale=scale, shown=counted
         )
         if statistics is not None:
             quantizer.site.record(statistics, axis)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad_core.errors import AltgradError
-from altgrad_core.numerics.blockwise import Block
+from altgrad_core.numerics.blockwise import Block, expand
 from altgrad_core.numerics.cast import cast
 from altgrad_core.numerics.formats import BlockFormat, Format
 from altgrad_core.numerics.registry import get_format
@@ -44,10 +44,10 @@ class Observed(NamedTuple):
     """Decode scale, float32, 0-d or [nr, nc]."""
     block: Block | None
     """Rows and columns that share a scale."""
-    axis: int
-    """The dimension that the GEMM sums over, -1 or 0."""
     draw: Draw | None
     """Random bits of stochastic rounding."""
+    q: Tensor
+    """The result on the format's own grid, x ~ scale * q: in bfloat16 or the format's 8-bit dtype where these hold it."""
     statistics: Tensor
     """The statistics vector."""
 
@@ -85,7 +85,7 @@ class Quantizer(nn.Module):
         self.last_block: Block | None = None
         """Rows and columns that share each of ``last_scale``; None when it is 0-d."""
         self.watcher: Callable[[Observed], None] | None = None
-        """Is shown every cast, for as long as a probe sets it; compiled code shows none."""
+        """Is shown every element that is cast, once, for as long as a probe sets it; compiled code shows none."""
 
     @property
     def directional(self) -> bool:
@@ -111,12 +111,13 @@ class Quantizer(nn.Module):
         axis: int = -1,
         draw: Draw | Keys | None = None,
         scale: Scale | None = None,
+        shown: bool = True,
     ) -> Quantized:
         """Return ``x`` of any shape as grid values in ``dtype``, or as codes where that is the format's own 8-bit dtype.
 
         ``axis`` says which dimension of ``x``, as the matrix [rows, columns], the GEMM sums over: the last (-1) or the
         rows (0). It changes the result of directional scaling only. ``draw`` names the random bits of stochastic
-        rounding. ``scale`` is what to scale by instead of what the policy says.
+        rounding. ``scale`` is what to scale by instead of what the policy says. ``shown`` says whether ``watcher`` sees it.
         """
         block = self.scaling.block(x, axis)
         decode, inside, factor = self.scaling.shared_out(x, axis) if scale is None else scale
@@ -126,7 +127,7 @@ class Quantizer(nn.Module):
             self.last_scale, self.last_block = decode, block
         elif axis == -1 and statistics:
             self.site.keep(decode, block)
-        watcher = None if torch.compiler.is_compiling() else self.watcher
+        watcher = None if torch.compiler.is_compiling() or not shown else self.watcher
         counted = statistics or watcher is not None
         if dtype.itemsize == 1:
             factor = decode
@@ -151,14 +152,17 @@ class Quantizer(nn.Module):
                 saturation=self.operand.saturation,
                 draw=draw,
                 random_bits=self.operand.random_bits,
-                dtype=dtype,
-                multiplier=inside,
+                dtype=dtype if watcher is None or not self.format.fits_bfloat16 else torch.bfloat16,
+                multiplier=inside if watcher is None else 1.0,
                 statistics=counted,
             )
         if watcher is not None:
             assert vector is not None
             assert not isinstance(draw, Keys)  # these are of compiled code
-            watcher(Observed(x, decode, block, axis, draw, vector))
+            watcher(Observed(x, decode, block, draw, values, vector))
+            if dtype.itemsize > 1:  # what the cast does by itself otherwise, to the bit
+                spread = expand(inside, x.shape, block) if block is not None and inside.dim() else inside
+                values = (values.to(dtype) * spread).to(dtype)
         return Quantized(values, factor, vector if statistics else None)
 
     def extra_repr(self) -> str:

@@ -14,7 +14,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from altgrad_core.numerics.histograms import LOWEST_EXPONENT, binade_histogram, code_histogram
+from altgrad_core.numerics.histograms import LOWEST_EXPONENT, binade_histogram, code_histogram, used_numbers
 from altgrad_core.numerics.statistics import FIELDS
 from altgrad_core.recipes.linear import CastLayer
 from altgrad_core.recipes.quantizer import Observed, Quantizer
@@ -30,13 +30,12 @@ class HistogramsProbe(Probe):
     def __init__(self, every: int) -> None:
         super().__init__(every)
         self._watched: dict[str, Quantizer] = {}
-        self._axes: dict[str, int] = {}
         self._sums: dict[str, Tensor] = {}  # counts, zeros, binades: float64, on the device
-        self._codes: dict[str, Tensor] = {}
+        self._used: dict[str, Tensor] = {}  # a bool for each finite number of the format
 
     def before_forward(self, context: StepContext) -> None:
         """Watch every operand that is cast."""
-        self._axes, self._sums, self._codes = {}, {}, {}
+        self._sums, self._used = {}, {}
         for layer in context.model.modules():
             if isinstance(layer, CastLayer):
                 for quantizer in layer.quantizers().values():
@@ -55,34 +54,28 @@ class HistogramsProbe(Probe):
             quantizer.watcher = None
             if name in self._sums:
                 counts, binades = self._sums[name].split([len(_COUNTS) + 1, len(self._sums[name]) - len(_COUNTS) - 1])
-                used = self._used(quantizer, name).to(counts)
+                used = self._used[name].sum().to(counts) if name in self._used else counts.new_tensor(-1)
                 vector = torch.cat([counts, used.reshape(1), binades])
                 context.measurements.add_histogram(name, quantizer.format, LOWEST_EXPONENT, vector)
-        self._watched, self._axes, self._sums, self._codes = {}, {}, {}, {}
+        self._watched, self._sums, self._used = {}, {}, {}
 
     def _count(self, name: str, quantizer: Quantizer, cast: Observed) -> None:
-        call = quantizer.site.control.call
-        if call is not None and call.again:
-            return  # activation checkpointing repeats it
-        # Where each GEMM has a cast of its own, the first one of the operand counts.
-        if cast.axis != self._axes.setdefault(name, cast.axis):
-            return
         binades = binade_histogram(cast.x, scale=cast.scale, block=cast.block)
-        zeros = (cast.x == 0).sum()
+        zeros = cast.x.numel() - torch.count_nonzero(cast.x)
         counted = torch.cat([cast.statistics[_COUNTS].double(), zeros.reshape(1).double(), binades.double()])
         self._sums[name] = self._sums[name] + counted if name in self._sums else counted
         if quantizer.format.bits <= COUNTED_BITS:
-            how = quantizer.operand
-            codes = code_histogram(
-                cast.x, quantizer.format, scale=cast.scale, block=cast.block, rounding=how.rounding,
-                saturation=how.saturation, draw=cast.draw, random_bits=how.random_bits,
-            )  # fmt: skip
-            self._codes[name] = self._codes[name] + codes if name in self._codes else codes
+            used = _used(quantizer, cast)
+            self._used[name] = self._used[name] | used if name in self._used else used
 
-    def _used(self, quantizer: Quantizer, name: str) -> Tensor:
-        """Return how many codes of finite numbers were used (0-d); -1 where they are not counted."""
-        if name not in self._codes:
-            return torch.tensor(-1)
-        codes = self._codes[name]
-        finite = torch.tensor(quantizer.format.values(), dtype=torch.float64, device=codes.device).isfinite()
-        return ((codes > 0) & finite).sum()
+
+def _used(quantizer: Quantizer, cast: Observed) -> Tensor:
+    """Tell which of the format's finite numbers the cast used, in an order of the format's own."""
+    format, how = quantizer.format, quantizer.operand
+    if format.fits_bfloat16:
+        return used_numbers(cast.q, format)
+    codes = code_histogram(
+        cast.x, format, scale=cast.scale, block=cast.block, rounding=how.rounding, saturation=how.saturation,
+        draw=cast.draw, random_bits=how.random_bits,
+    )  # fmt: skip
+    return (codes > 0) & torch.tensor(format.values(), dtype=torch.float64, device=codes.device).isfinite()

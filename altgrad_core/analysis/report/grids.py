@@ -61,9 +61,10 @@ def merged(found: Sequence[CastHistogram]) -> CastHistogram:
 def _by_operand(its: Drawn, index: int) -> Figure:
     step, found = _last(its)
     groups: dict[tuple[str, str], list[CastHistogram]] = {}
-    for operand in OPERANDS:
+    of = {name: name.rpartition(".")[2] for name in found}
+    for operand in dict.fromkeys([*OPERANDS, *of.values()]):  # attention, norms have operands of their own
         for name, cast in found.items():
-            if name.rpartition(".")[2] == operand:
+            if of[name] == operand:
                 groups.setdefault((operand, cast.format), []).append(cast)
     panels = []
     for (operand, format_), casts in groups.items():

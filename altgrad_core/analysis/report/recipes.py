@@ -54,10 +54,13 @@ class RecipeUse:
     more: int
     """How many are not."""
     gemms: Sequence[Gemm]
+    """Of a linear layer; none where the recipe leaves these alone."""
     kept: Sequence[Box]
     """What else is cast: gradients, optimizer state, stored weights, saved activations."""
     table: Mapping[str, Any]
     """``recipe_rows``."""
+    backends: Sequence[str]
+    """What multiplied the operands of how many layers, and why, as the runs reported it."""
 
 
 def recipe_uses(drawn: Sequence[Drawn]) -> list[RecipeUse]:
@@ -82,10 +85,19 @@ def _use(recipe: Mapping[str, Any], users: Sequence[Drawn]) -> RecipeUse:
                 result=Box(what=result, format=compute, scaling="", cast=False),
             )
             for name, left, right, result in _GEMMS
+            if "linear" in recipe.get("layers", ["linear"])
         ],
         kept=[box for what in _KEPT for key, box in boxes.items() if key.split(".")[0] == what],
         table=table,
+        backends=_backends(users),
     )  # fmt: skip
+
+
+def _backends(users: Sequence[Drawn]) -> list[str]:
+    """Return every backend once: runs of one recipe may have been trained on different machines."""
+    reported = [its.run.facts.get("recipe", {}).get("backends", {}) for its in users]
+    found = [(len(layers), how) for backends in reported for how, layers in backends.items()]
+    return [f"Backend of {count} {'layers' if count > 1 else 'layer'}: {how}" for count, how in dict.fromkeys(found)]
 
 
 def _box(what: str, format_: str, scaling: str, compute: str) -> Box:

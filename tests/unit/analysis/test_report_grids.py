@@ -138,3 +138,15 @@ def test_a_small_share_is_not_none() -> None:
         "0 %", "<0.001 %", "0.002 %", "0.12 %", "10 %", "12 %", "100 %",
     ]  # fmt: skip
     assert share(0, 0) == "0 %"
+
+
+def test_operands_of_other_kinds_of_layers_are_drawn(tmp_path: Path) -> None:
+    """Attention and norms have operands of their own; a run may have no others."""
+    told = histograms(1, "e5m2")
+    its = told["casts"]["blocks.0.attn.qkv.input"]
+    for name, casts in (("attention", ["a.input", "a.query", "b.query", "n.output"]), ("norms", ["n.output"])):
+        event = {**told, "casts": dict.fromkeys(casts, its)}
+        write_run(tmp_path / name, config(name), [*training("e5m2", steps=5, planned=5)[:-1], event])
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    panels = re.findall(r"(\w+) in e5m2, (\d) layer", page.text)
+    assert panels == [("input", "1"), ("query", "2"), ("output", "1"), ("output", "1")]

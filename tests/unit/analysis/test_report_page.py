@@ -240,6 +240,29 @@ def test_runs_of_one_recipe_share_a_picture(tmp_path: Path) -> None:
     assert looks_of(tmp_path) == 1
 
 
+def test_a_recipe_says_what_multiplied(tmp_path: Path) -> None:
+    """Each backend and its reason once, of all the runs that have the recipe."""
+    told = [{"emulated: the CPU has no FP8 units": ["a", "b"]}, {"native": ["a"], "emulated: 'b' has blocks": ["b"]}]
+    for name, backends in zip("xyz", (*told, told[0])):
+        events = training("e5m2", steps=5, planned=5)
+        events.insert(1, {"time": 0.0, "event": "init", "what": "recipe", "facts": {"backends": backends}})
+        write_run(tmp_path / name, config(name, recipe=recipe("e5m2"), train={"steps": 5}), events)
+    text = " ".join(Page(write_report(tmp_path).read_text(encoding="utf-8")).text.split())
+    assert (
+        "Backend of 2 layers: emulated: the CPU has no FP8 units. Backend of 1 layer: native. "
+        "Backend of 1 layer: emulated: 'b' has blocks." in text
+    )
+    assert text.count("Backend of 2 layers") == 1
+
+
+def test_a_recipe_that_leaves_linear_layers_alone_has_no_picture_of_them(tmp_path: Path) -> None:
+    made = {**recipe("e5m2"), "name": "e5m2, layers norm", "layers": ["norm"]}
+    write_run(tmp_path / "a", config("a", recipe=made), training("e5m2", steps=5, planned=5))
+    text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
+    assert "fprop" not in text
+    assert text.count("layers norm") == 1
+
+
 def looks_of(folder: Path) -> int:
     from altgrad_core.analysis.compare import compare
     from altgrad_core.analysis.report.many import drawn_runs

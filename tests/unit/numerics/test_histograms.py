@@ -6,10 +6,18 @@ import torch
 
 from altgrad_core.errors import AltgradError
 from altgrad_core.numerics import get_format
-from altgrad_core.numerics.cast import quantize
+from altgrad_core.numerics.cast import cast, quantize
 from altgrad_core.numerics.codes import decode
-from altgrad_core.numerics.histograms import LOWEST_EXPONENT, binade_histogram, code_histogram, exponent_histogram
+from altgrad_core.numerics.formats import BlockFormat
+from altgrad_core.numerics.histograms import (
+    LOWEST_EXPONENT,
+    binade_histogram,
+    code_histogram,
+    exponent_histogram,
+    used_numbers,
+)
 from altgrad_core.numerics.stochastic import Draw
+from altgrad_core.plugins import installed
 
 
 @pytest.mark.parametrize("name", ["e5m2", "e4m3fn", "e2m1fn", "nf4", "binary8p3se"])
@@ -80,3 +88,25 @@ def test_binades_are_those_of_the_quotients() -> None:
     assert torch.equal(binade_histogram(x, scale=scale, block=(1, 32)), torch.stack(parts).sum(dim=0))
     assert torch.equal(parts[2], exponent_histogram(x[1, :32] / 3))
     assert parts[2].sum() == 32
+
+
+def _narrow() -> list[str]:
+    formats = [get_format(name) for name in [*installed().names("format"), "e4m3b11fnuz", "e0m7", "e7m0", "e1m6"]]
+    return [its.name for its in formats if not isinstance(its, BlockFormat) and its.bits <= 8 and its.fits_bfloat16]
+
+
+@pytest.mark.parametrize("name", _narrow())
+def test_used_numbers_are_those_with_a_code_that_was_used(name: str) -> None:
+    """For each single number of a format, and for what a cast of many gives, NaN and infinities among them."""
+    format = get_format(name)
+    finite = torch.tensor(format.values(), dtype=torch.float64).isfinite()
+    numbers = torch.tensor(format.values(), dtype=torch.float64)[finite]
+    held = torch.stack([used_numbers(number.float().reshape(1), format) for number in numbers])
+    assert held.sum(dim=1).tolist() == [1] * len(numbers)
+    assert held.any(dim=0).sum() == used_numbers(numbers.bfloat16().repeat(3), format).sum() == len(numbers)
+    assert used_numbers(torch.tensor([math.nan, math.inf, -math.inf]), format).sum() == 0
+    assert used_numbers(torch.zeros(0), format).sum() == 0
+    x = torch.randn(400, generator=torch.Generator().manual_seed(0)) * format.max_finite
+    x[:2] = torch.tensor([math.nan, -0.0])
+    q, _ = cast(x, format)
+    assert used_numbers(q, format).sum() == ((code_histogram(x, format) > 0) & finite).sum()

@@ -6,18 +6,26 @@ import json
 import math
 from collections import Counter
 
+import attrs
 import pytest
 import torch
+from altgrad_layers.attention import CastAttention
 from altgrad_probes.histograms import HistogramsProbe
 from altgrad_probes.stability import StabilityProbe
 from test_probes import Stage
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+import altgrad_core as altgrad
 from altgrad_core.numerics import get_format
 from altgrad_core.numerics.blockwise import expand
 from altgrad_core.numerics.cast import quantize
+from altgrad_core.recipes.control import controls_of
 from altgrad_core.recipes.linear import CastLinear
 from altgrad_core.recipes.quantizer import Observed, Quantizer
 from altgrad_core.training.histograms import CastHistogram, FormatRange, histograms_of, to_event
+from altgrad_core.training.metrics import Measurements
 
 RECIPES = {
     "tensor": "e5m2",
@@ -33,7 +41,7 @@ RECIPES = {
 def watch(stage: Stage, *probes: HistogramsProbe | StabilityProbe) -> dict[str, CastHistogram]:
     for probe in probes:
         probe.before_forward(stage.context)
-    stage.context.loss = stage.backward("bf16")
+    stage.context.loss = stage.backward(stage.compute)
     for probe in probes:
         probe.after_backward(stage.context)
     return stage.context.measurements.histograms()
@@ -41,7 +49,7 @@ def watch(stage: Stage, *probes: HistogramsProbe | StabilityProbe) -> dict[str, 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_every_element_is_counted_once_where_it_lies(recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What each quantizer was given is kept by a second watcher; its first cast in each micro-batch is counted by hand."""
+    """What each quantizer was given is kept by a second watcher, and counted by hand."""
     stage = Stage(recipe)
     seen: dict[str, list[tuple[Quantizer, Observed]]] = {}
     count = HistogramsProbe._count
@@ -55,8 +63,8 @@ def test_every_element_is_counted_once_where_it_lies(recipe, monkeypatch: pytest
     layers = [layer for layer in stage.model.modules() if isinstance(layer, CastLinear)]
     assert set(found) == {f"{layer.cast_name}.{o}" for layer in layers for o in ("input", "weight", "grad_output")}
     for name, its in found.items():
-        casts = [(q, c) for q, c in seen[name] if c.axis == -1]
-        assert len(casts) == 2  # micro-batches
+        casts = seen[name]
+        assert len(casts) == 2  # micro-batches: where each GEMM has a cast of its own, the first one is seen
         binades: Counter[int] = Counter()
         results: Counter[float] = Counter()
         zeros = under = 0
@@ -86,17 +94,88 @@ def test_every_element_is_counted_once_where_it_lies(recipe, monkeypatch: pytest
             assert get_format(its.format).bits > 8
 
 
-def test_a_step_that_is_watched_is_the_same_step() -> None:
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize("compute", ["bf16", "fp32"])
+def test_a_step_that_is_watched_is_the_same_step(recipe, compute: str) -> None:
     """The same gradients to the bit, no statistics left behind, nobody watching afterwards."""
-    plain = Stage("hybrid")
-    plain.backward("bf16")
-    watched = Stage("hybrid")  # seeds anew, for the same dropout
+    plain = Stage(recipe, compute)
+    plain.backward(compute)
+    watched = Stage(recipe, compute)  # seeds anew, for the same dropout
     found = watch(watched, HistogramsProbe(1))
     assert found
     for name, parameter in plain.parameters.items():
         assert torch.equal(parameter.grad, watched.parameters[name].grad), name
     assert watched.context.controls[0].take() == {}
     assert all(m.watcher is None for m in watched.model.modules() if isinstance(m, Quantizer))
+
+
+class _Attention(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(*x.split(32, -1))
+
+
+class _Kinds(nn.Module):
+    """A layer of every kind, some computed twice where ``reentrant`` is not None."""
+
+    def __init__(self, reentrant: bool | None) -> None:
+        super().__init__()
+        self.reentrant = reentrant
+        self.embedding, self.norm, self.conv = nn.Embedding(9, 32), nn.LayerNorm(32), nn.Conv1d(32, 96, 3, padding=1)
+        self.attention, self.head = _Attention(), nn.Linear(32, 9)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        twice = self.reentrant is not None
+        return self.head(checkpoint(self.mixed, x, use_reentrant=self.reentrant) if twice else self.mixed(x))
+
+    def mixed(self, x: Tensor) -> Tensor:
+        return self.attention(self.conv(self.norm(x).mT).mT)
+
+
+@pytest.mark.parametrize("base", ["e5m2", "mxfp8"])
+def test_layers_of_every_kind_are_counted_once(base: str) -> None:
+    """Each element as often as the statistics count it, and all the same when activation checkpointing casts it twice."""
+    found = {}
+    for reentrant in (None, False, True):
+        torch.manual_seed(0)
+        recipe = {"base": base, "layers": ["linear", "conv", "attention", "embedding", "norm"]}
+        model, _ = altgrad.convert(_Kinds(reentrant), recipe)
+        (control,) = controls_of(model)
+        elements: Counter[str] = Counter()
+        control.listener = lambda name, vector, to=elements: to.update({name: int(vector[0])})
+        context = attrs.evolve(Stage("bf16").context, model=model, controls=[control], measurements=Measurements())
+        probes = [HistogramsProbe(1), StabilityProbe(1)]
+        for probe in probes:
+            probe.before_forward(context)
+        tokens = torch.randint(0, 9, (2, 32), generator=torch.Generator().manual_seed(0))
+        F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()).backward()
+        for probe in probes:
+            probe.after_backward(context)
+        found[reentrant] = context.measurements.histograms()
+        assert {name: its.elements for name, its in found[reentrant].items()} == elements
+        operands = {name.rpartition(".")[2] for name in elements}
+        assert operands == {"input", "weight", "grad_output", "output", *CastAttention.operands}
+    assert found[None] == found[False] == found[True]
+
+
+def test_native_codes_are_the_same_histogram() -> None:
+    """Of one layer, as sums differ; its operands' codes do not."""
+    found = []
+    for backend in ("emulated", "native"):
+        torch.manual_seed(0)
+        recipe = {"base": "hybrid", "backend": backend, "scaling": {"kind": "delayed", "power_of_two": False}}
+        model, summary = altgrad.convert(nn.Sequential(nn.Linear(32, 48)), recipe)
+        assert [text.partition(":")[0] for text in summary.backends] == [backend]
+        context = attrs.evolve(Stage("bf16").context, model=model, controls=[], measurements=Measurements())
+        probe = HistogramsProbe(1)
+        probe.before_forward(context)
+        for _ in range(2):
+            model(torch.randn(64, 32)).backward(torch.randn(64, 48) * 1e-3)
+        probe.after_backward(context)
+        found.append(context.measurements.histograms())
+    assert found[0] == found[1]
+    assert all(its.codes and its.counts for its in found[0].values())
+    assert len(found[0]) == 3
 
 
 def test_it_counts_what_the_statistics_count() -> None:
