@@ -74,7 +74,7 @@ class Layers:
     steps: Sequence[int]
     """First step of each column."""
     values: Sequence[Sequence[float]]
-    """[rows][steps]; NaN where nothing was measured."""
+    """[rows][steps]; NaN where nothing was measured, and infinite where nothing else was."""
     steps_per_column: int
     """Logged steps that each column is the mean of."""
 
@@ -91,7 +91,10 @@ def smoothing_width(points: int) -> int:
 
 
 def layers_by_step(run: Run, label: str, metric: str) -> Layers:
-    """Return ``metric`` by layer and step, operands apart and in model order, with at most ``MOST_COLUMNS`` columns."""
+    """Return ``metric`` by layer and step, in model order, with at most ``MOST_COLUMNS`` columns.
+
+    The operands of linear layers stand apart; where there are others, those of a layer together.
+    """
     rows = _by_operand(run.layers(metric))
     found = [dict(zip(*run.metrics(f"{metric}/{row}"), strict=True)) for row in rows]
     steps = sorted({step for values in found for step in values})
@@ -102,16 +105,17 @@ def layers_by_step(run: Run, label: str, metric: str) -> Layers:
 
 
 def _by_operand(rows: list[str]) -> list[str]:
-    if not {row.rpartition(".")[2] for row in rows} <= set(OPERANDS):
-        return rows
     # The casts of the backward pass are logged in its order, the last layer first.
     names = list(dict.fromkeys(row.rpartition(".")[0] for row in rows))
+    if not {row.rpartition(".")[2] for row in rows} <= set(OPERANDS):
+        places = {name: place for place, name in enumerate(names)}
+        return sorted(rows, key=lambda row: places[row.rpartition(".")[0]])
     return [f"{name}.{operand}" for operand in OPERANDS for name in names if f"{name}.{operand}" in rows]
 
 
 def _mean(values: list[float]) -> float:
     finite = [value for value in values if math.isfinite(value)]
-    return math.fsum(finite) / len(finite) if finite else math.nan
+    return math.fsum(finite) / len(finite) if finite else max(values, default=math.nan)
 
 
 def series_csv(series: Sequence[Series], over: str = "step") -> str:

@@ -42,7 +42,7 @@ class ShadowOptions:
 
 @attrs.frozen(kw_only=True)
 class HistogramsOptions:
-    """``probes.histograms``: costs about a step each time on a CPU."""
+    """``probes.histograms``: costs about half a step each time on a CPU."""
 
     every: int = attrs.field(default=100, validator=_positive)
     """Steps between measurements; the first step is always measured."""
@@ -77,7 +77,7 @@ def build_shadow(options: ShadowOptions) -> Probe:
 
 
 def build_histograms(options: HistogramsOptions) -> Probe:
-    """Where each linear layer's operands lie on the grids of their formats."""
+    """Where each converted layer's operands lie on the grids of their formats."""
     from altgrad_probes.histograms import HistogramsProbe
 
     return HistogramsProbe(options.every)

@@ -95,7 +95,7 @@ def _figures(map_: Map, found: Sequence[Layers]) -> list[Figure]:
         if not layers.rows:
             continue
         rest, word = rows - len(layers.rows), _word(map_)
-        blank = ""
+        blank = _blank(layers)
         if map_.logarithmic:
             others = f", as in the {rest} other cast{'s' if rest > 1 else ''} at every step" if rest else ""
             blank = f"Empty: no {word}{others}."
@@ -114,6 +114,14 @@ def _figures(map_: Map, found: Sequence[Layers]) -> list[Figure]:
             )
         )
     return figures
+
+
+def _blank(layers: Layers) -> str:
+    """Return what the cells without a colour are."""
+    values = [value for row in layers.values for value in row if not math.isfinite(value)]
+    kinds = ["exact (infinitely many dB)"] if any(map(math.isinf, values)) else []
+    kinds += ["not a number"] if any(map(math.isnan, values)) else []
+    return f"Empty: {' or '.join(kinds)}." if kinds else ""
 
 
 def _word(map_: Map) -> str:

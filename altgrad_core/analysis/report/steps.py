@@ -152,7 +152,7 @@ def _against(drawn: Sequence[Drawn], *, difference: bool) -> Figure | None:
         ),
         svg=Markup(drawing),
         csv=csv,
-        legend=legend([its for its in drawn if its.row.compared_with in by_label]),
+        legend=legend([its for its in drawn if its.label in {line.label for _, line in (*training, *validation)}]),
     )
 
 

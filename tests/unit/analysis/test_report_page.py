@@ -348,6 +348,22 @@ def test_smoothing_and_thinning() -> None:
     assert line.thin(500) is line
 
 
+def test_maps_of_other_kinds_of_layers(tmp_path: Path) -> None:
+    """A layer's operands stand together, in the order of the model; an exact cast is not drawn, said and in the data."""
+    forward = {"norm.output": 30.0, "attn.qkv.input": "Infinity", "attn.query": 25.0, "head.input": 31.0}
+    backward = {"head.grad_output": 20.0, "attn.grad_scores": 22.0, "attn.qkv.grad_output": "NaN"}
+    values = {f"sqnr_db/{name}": value for name, value in (forward | backward).items()}
+    events = [metrics(step, {"train/loss": 1.0, **values}) for step in (1, 2)]
+    write_run(tmp_path / "a", config("a"), [status("running"), *events])
+    layers = layers_by_step(load_run(tmp_path / "a"), "a", "sqnr_db")
+    assert layers.rows == ["norm.output", "attn.qkv.input", "attn.qkv.grad_output", "attn.query", "attn.grad_scores",
+                           "head.input", "head.grad_output"]  # fmt: skip
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "Empty: exact (infinitely many dB) or not a number." in page.text
+    (data,) = [text for name, text in page.files.items() if "sqnr" in name]
+    assert rows(data)[2:4] == [["attn.qkv.input", "inf", "inf"], ["attn.qkv.grad_output", "", ""]]
+
+
 def test_layers_are_merged_by_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from altgrad_core.analysis import series
 
