@@ -61,6 +61,18 @@ def _checkpoints(run: Run) -> Iterator[Sequence[Cell]]:
         yield int(event["step"]), event["kind"], event["path"], *facts
 
 
+_FATES = ("elements", "zeros", "underflow", "subnormal", "overflow", "nan", "inf", "codes")
+
+
+def _histograms(run: Run) -> Iterator[Sequence[Cell]]:
+    for step, casts in run.histograms.items():
+        for name, its in casts.items():
+            facts = (step, name, its.format, *(getattr(its, fate) for fate in _FATES))
+            # A cast of zeros alone has no binade and is a row all the same.
+            for exponent, count in zip(its.edges[:-1], its.counts, strict=True) if its.counts else [(None, None)]:
+                yield *facts, exponent, count
+
+
 SHEETS: Mapping[str, Sheet] = {
     "metrics": Sheet(columns={"step": "int64", "metric": "string", "value": "double"}, rows=_metrics),
     "alerts": Sheet(
@@ -76,6 +88,13 @@ SHEETS: Mapping[str, Sheet] = {
             "blocked_s": "double", "state_hash": "string",
         },
         rows=_checkpoints,
+    ),
+    "histograms": Sheet(
+        columns={
+            "step": "int64", "cast": "string", "format": "string", **dict.fromkeys(_FATES, "int64"),
+            "exponent": "int64", "count": "int64",
+        },
+        rows=_histograms,
     ),
 }  # fmt: skip
 

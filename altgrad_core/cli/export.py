@@ -17,7 +17,7 @@ def export(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write this file; by default standard output.")
     ] = None,
-    what: Annotated[str, typer.Option("--what", help="metrics, alerts or checkpoints.")] = "metrics",
+    what: Annotated[str, typer.Option("--what", help="metrics, alerts, checkpoints or histograms.")] = "metrics",
 ) -> None:
     """Write what runs measured as one long table: run, step, metric, value.
 

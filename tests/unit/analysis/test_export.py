@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from run_folders import START, config, metrics, status, training, write_run
+from run_folders import START, config, histograms, metrics, status, training, write_run
 
 from altgrad_core.analysis.export import export, export_to
 from altgrad_core.analysis.runs import Run, load_run
@@ -98,6 +98,23 @@ def test_alerts_and_checkpoints(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     table = parquet.read_table(io.BytesIO(export([run], "parquet", "alerts"))).to_pylist()
     assert (table[0]["layer"], math.isnan(table[0]["value"]), table[0]["threshold"]) == (None, True, math.inf)
+
+
+def test_histograms_have_a_row_a_binade(tmp_path: Path) -> None:
+    told = histograms(20, "e5m2")
+    name, its = next(iter(told["casts"].items()))
+    zeros = {**its, "counts": [], "zeros": its["elements"], "codes": None}
+    told["casts"] = {name: its, "a.input": zeros}
+    run = load_run(write_run(tmp_path / "r", config("r"), [status("running"), told]))
+    head, *body = read(export([run], "csv", "histograms"))
+    facts = ("elements", "zeros", "underflow", "subnormal", "overflow", "nan", "inf", "codes")
+    assert head == ["run", "step", "cast", "format", *facts, "exponent", "count"]
+    same = ["r", "20", name, "e5m2", *(str(its[fact]) for fact in facts)]
+    assert body[:-1] == [[*same, str(its["first"] + i), str(count)] for i, count in enumerate(its["counts"])]
+    assert body[-1] == ["r", "20", "a.input", "e5m2", *(str(zeros[fact]) for fact in facts[:-1]), "", "", ""]
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = parquet.read_table(io.BytesIO(export([run], "parquet", "histograms"))).to_pylist()
+    assert [row["count"] for row in table] == [*its["counts"], None]
 
 
 def test_half_a_surrogate_pair_is_the_same_text_in_both(tmp_path: Path) -> None:
