@@ -3,7 +3,8 @@
 Per ``layer.operand``, over all that was cast in the step (each element once, as in the statistics): elements of each binade,
 those that became zero, subnormal, or were clamped, as the cast itself counts them, and, of formats of up to 8 bits, how many
 of its codes were used. They travel as the event ``histograms``; ``altgrad_core.training.histograms`` says what each number
-is. In a step that is not due nothing is set up and nothing computed.
+is. In a step that is not due nothing is set up and nothing computed. In one that is, an accelerator is waited for at each cast:
+torch.bincount asks it how many bins there are.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from altgrad_core.analysis.series import Series
 
 _SPEED = Curve(
     metric="train/tokens_per_s", key="speed", title="Speed", ylabel="tokens a second",
-    caption="Of each step, without the time that probes took.",
+    caption="Of each step, without the time that probes took, but for what they count inside the casts.",
 )  # fmt: skip
 
 

@@ -36,6 +36,9 @@ RECIPES = {
     "wide": {"base": "e5m10", "scaling": {"kind": "static", "scale": 1e-3}},
     "table": "nf4",
 }
+ODD_SCALES = [
+    {"base": "e4m3fn", "scaling": {"kind": kind, "power_of_two": False}} for kind in ("current", "rowwise", "blockwise")
+] + ["nvfp4"]  # whose parts go into the values, or into the product
 
 
 def watch(stage: Stage, *probes: HistogramsProbe | StabilityProbe) -> dict[str, CastHistogram]:
@@ -94,7 +97,7 @@ def test_every_element_is_counted_once_where_it_lies(recipe, monkeypatch: pytest
             assert get_format(its.format).bits > 8
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize("recipe", [*RECIPES.values(), *ODD_SCALES], ids=str)
 @pytest.mark.parametrize("compute", ["bf16", "fp32"])
 def test_a_step_that_is_watched_is_the_same_step(recipe, compute: str) -> None:
     """The same gradients to the bit, no statistics left behind, nobody watching afterwards."""
