@@ -86,7 +86,7 @@ def _worst(its: Drawn, index: int) -> Figure:
     step, found = _last(its)
     worst = sorted(found, key=lambda name: -found[name].lost)[:WORST]
     panels = [Panel(name, f"{found[name].format}: {_fates(found[name])}", found[name]) for name in worst]
-    of_all = f" of {len(found)}" if len(found) > len(worst) else ""
+    shown = f"{len(worst)} of {len(found)}" if len(found) > len(worst) else f"{len(worst)}"
     history = [(at, name, casts[name]) for at, casts in its.run.histograms.items() for name in worst if name in casts]
     stride = math.ceil(len(history) / len(worst) / (_MOST_ROWS // WORST))
     steps = {at for place, at in enumerate(its.run.histograms) if place % stride == 0}
@@ -94,7 +94,12 @@ def _worst(its: Drawn, index: int) -> Figure:
     key = f"grid-casts-{index}"
     return Figure(
         key=key,
-        title=f"{its.label}: the {len(worst)}{of_all} casts that lose most",
+        title=f"{its.label}: "
+        + (
+            f"the {shown} casts that lose most"
+            if found[worst[0]].lost
+            else f"{shown} casts, none of which loses a value"
+        ),
         caption=sentences(f"At step {step}; the data has every measured step.", _fewest_codes(found), left_out),
         svg=Markup(grid_figure(panels, salt=key)),
         csv=data_uri(_csv([row for row in history if row[0] in steps])),

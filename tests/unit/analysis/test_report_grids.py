@@ -140,6 +140,21 @@ def test_a_small_share_is_not_none() -> None:
     assert share(0, 0) == "0 %"
 
 
+def test_where_nothing_is_lost_no_cast_loses_most(tmp_path: Path) -> None:
+    told = histograms(1, "e5m2")
+    its = next(iter(told["casts"].values()))
+    for name, overflow in (("a", 0), ("b", 1)):
+        casts = {
+            "x.input": {**its, "underflow": 0, "overflow": 0},
+            "x.weight": {**its, "underflow": 0, "overflow": overflow},
+        }
+        event = {**told, "casts": casts}
+        write_run(tmp_path / name, config(name), [*training("e5m2", steps=5, planned=5)[:-1], event])
+    text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
+    assert "a: 2 casts, none of which loses a value" in text
+    assert "b: the 2 casts that lose most" in text
+
+
 def test_operands_of_other_kinds_of_layers_are_drawn(tmp_path: Path) -> None:
     """Attention and norms have operands of their own; a run may have no others."""
     told = histograms(1, "e5m2")
