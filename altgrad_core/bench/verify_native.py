@@ -83,7 +83,7 @@ def verify(
         verdict = f"No FP8 GEMM here for {resolved.name}: {rows[0]['reason']}. Layers are emulated, and their casts are right."
     elif device.type == "cpu":
         verdict = (
-            "Native layers agree with emulated ones, on the CPU's stand-in for FP8 units: exact sums, and no speed to gain. "
+            "Native layers agree with emulated ones, on the CPU's stand-in for FP8 units: sums in FP32, and no speed to gain. "
             "What a GPU does, only a GPU can show."
         )
     else:

@@ -32,7 +32,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from altgrad_core.recipes.gemm import scaled
+from altgrad_core.recipes.gemm import result_dtype, scaled
 from altgrad_core.recipes.linear import CastLayer
 
 Names = tuple[str, str, str]
@@ -108,7 +108,7 @@ class _Watch(TorchFunctionMode):
     def _product(self, a: Tensor, b: Tensor) -> Tensor:
         names = CONTEXT if self.products % 2 else SCORES
         self.products += 1
-        return _multiply(self.layer, names, a, b, _result(a, b))
+        return _multiply(self.layer, names, a, b, result_dtype(a, b))
 
 
 def _activation(x: Any) -> bool:
@@ -119,16 +119,6 @@ def _activation(x: Any) -> bool:
         and not isinstance(x, nn.Parameter)
         and not isinstance(x._base, nn.Parameter)
     )
-
-
-def _result(*tensors: Tensor) -> torch.dtype:
-    kind = tensors[0].device.type
-    if torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    dtype = tensors[0].dtype
-    for tensor in tensors[1:]:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
 
 
 def _attend(
@@ -143,7 +133,7 @@ def _attend(
     enable_gqa: bool = False,
 ) -> Tensor:
     """``F.scaled_dot_product_attention`` written out, [..., L, E], [..., S, E], [..., S, V] -> [..., L, V]."""
-    result = _result(query, key, value)
+    result = result_dtype(query, key, value)
     wide = torch.promote_types(result, torch.float32)
     with torch.autocast(query.device.type, enabled=False):
         query, key, value = (x.to(result) for x in (query, key, value))
