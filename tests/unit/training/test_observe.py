@@ -135,6 +135,7 @@ def test_the_numbers_are_those_of_the_probes() -> None:
     }  # fmt: skip
     table = str(seen).splitlines()
     assert table[0] == "step 1"
+    assert [line for line in table if not line] == [""] * 2  # above each of the two parts
     assert table[2].split() == ["cast", "overflow_rate", "underflow_rate", "sqnr_db", "scale_log2"]
     assert [line.split()[0] for line in table[3:6]] == ["mean", "up.input", "up.weight"]
     row = next(line.split() for line in table if line.startswith("down.weight "))
