@@ -2,24 +2,25 @@
 
 **The model.** The products of two FP8 codes are exact: 4 + 4 significant bits at most. A tensor core adds ``STEP`` = 32 of
 them, the K of every FP8 matrix instruction, and its accumulator in one go: all addends are shifted to the exponent of
-the largest and cut off ``bits`` - 1 places below its leading bit. So each of the 32 + 1 loses less than one unit
-u = 2^(1 - bits) * 2^e, where 2^e is the power of two at or below the largest addend, and so does the sum when it is put
-back into the accumulator::
+the largest and cut off ``bits`` - 1 places below its leading bit. With u = 2^(1 - bits) each of the 32 + 1 loses less than
+u times the largest of them, and the sum less than u times itself when it is put back into the accumulator. Let ``lost``
+be what the accumulator is off before the step, and m the largest of the exact |accumulator before|, |accumulator after|
+and |products|. No addend is beyond m + lost, and the sum is not beyond (1 + 33 u) (m + lost), so that for u < 1/33::
 
-    error of a step  <  (STEP + 2) * 2^(1 - bits) * max(|accumulator before|, |accumulator after|, |products|)
+    lost after  <  lost + (STEP + 3) * u * (m + lost)
 
-(2^e <= the largest.) The errors of all steps add up. Without fast accumulation the accumulator is added to an FP32
-number, and starts again from zero, every ``PROMOTED`` = 128 products (DeepSeek-V3, arXiv 2412.19437, 3.3.2; CUTLASS
-promotes every four instructions), which costs 2^-24 of that number. To this come the roundings that any GEMM has: of the
-scales (3 * 2^-24 of the sum of magnitudes), and of the result (2^-8 of it in bfloat16, 2^-24 in float32).
-
-Maxima are those of the exact sums, computed along; that the accumulator itself is off by the error so far is second
-order, and paid for by counting cuts as whole units where truncation of random bits loses half of one.
+Without fast accumulation the accumulator is added to an FP32 number, and starts again from zero, every ``PROMOTED`` = 128
+products (DeepSeek-V3, arXiv 2412.19437, 3.3.2; CUTLASS promotes every four instructions), which costs 2^-24 of that
+number. To this come the roundings that any GEMM has: of the scales (3 * 2^-24 of the sum of magnitudes), and of the
+result (2^-8 of it in bfloat16, 2^-24 in float32).
 
 A bound is for the worst case, and typical errors are some 50 times smaller. What a device's sums look like is told
 by ``bits_like``: beside the same sums of a simulated accumulator.
 
-**The constants.** Hopper's FP8 units keep about 14 bits (DeepSeek-V3, same section); an FP32 sum has 24, in any order.
+**The constants.** Hopper's FP8 units keep about 14 bits (DeepSeek-V3, same section). The CPU's stand-in adds in FP32, of 24
+bits, in an order of its own: K products in any order are off by less than K * 2^-24 of the sum of magnitudes (to first
+order), which is a hundred times the model's bound with 24 bits and tells little; sums of numbers of either sign, as
+``verify-native`` draws them, have partial sums alike in any order, and are held against the model's.
 """
 
 from __future__ import annotations
@@ -40,39 +41,34 @@ class Sums:
 
     exact: Tensor
     """a @ b^T in float64: [R, C]."""
-    per_unit: Tensor
-    """The bound on what the accumulator cuts off, as a multiple of 2^(1 - bits): [R, C]."""
-    others: Tensor
-    """The bound on all other roundings: [R, C]."""
-
-    def bound(self, bits: int) -> Tensor:
-        """Return the bound for an accumulator with this many bits."""
-        return self.per_unit * 2.0 ** (1 - bits) + self.others
+    bound: Tensor
+    """The bound on the distance from it: [R, C]."""
 
 
-def sums(a: Tensor, b: Tensor, *, fast: bool, result: torch.dtype) -> Sums:
-    """Return the exact product of ``a`` [R, K] and ``b`` [C, K], scales included, and its bounds; in float64.
+def sums(a: Tensor, b: Tensor, bits: int, *, fast: bool, result: torch.dtype) -> Sums:
+    """Return the exact product of ``a`` [R, K] and ``b`` [C, K], scales included, and the bound; in float64.
 
-    ``fast``: whether sums stay in the accumulator. ``result``: what the product is rounded to. Takes R * C * 32 numbers of
-    memory: pass a sample of rows.
+    ``bits``: those of the accumulator, 7 to 24. ``fast``: whether sums stay in it. ``result``: what the product is rounded
+    to. Takes R * C * 32 numbers of memory: pass a sample of rows.
     """
     a, b = a.double(), b.double()
     exact = a @ b.t()
-    size = a.abs() @ b.abs().t()
-    running = torch.zeros_like(exact)
-    promoted = torch.zeros_like(exact)
-    per_unit, others = torch.zeros_like(exact), 3 * 2.0**-24 * size
+    unit = 2.0 ** (1 - bits)
+    running, lost, promoted = (torch.zeros_like(exact) for _ in range(3))
+    bound = 3 * 2.0**-24 * (a.abs() @ b.abs().t())
     for start in range(0, a.shape[1], STEP):
         products = a[:, None, start : start + STEP] * b[None, :, start : start + STEP]
         after = running + products.sum(dim=-1)
         largest = torch.maximum(torch.maximum(running.abs(), after.abs()), products.abs().amax(dim=-1))
-        per_unit += (STEP + 2) * largest
+        lost += (STEP + 3) * unit * (largest + lost)
         running = after
-        if not fast and (start + STEP) % PROMOTED == 0:
+        if not fast and ((start + STEP) % PROMOTED == 0 or start + STEP >= a.shape[1]):
             promoted += running
-            others += 2.0**-24 * promoted.abs()
-            running = torch.zeros_like(running)
-    return Sums(exact=exact, per_unit=per_unit, others=others + rounding(result) * exact.abs())
+            bound += lost
+            bound += 2.0**-24 * (promoted.abs() + bound)
+            running, lost = torch.zeros_like(running), torch.zeros_like(lost)
+    bound += lost
+    return Sums(exact=exact, bound=bound + rounding(result) * (exact.abs() + bound))
 
 
 def simulated(a: Tensor, b: Tensor, bits: int, *, fast: bool) -> Tensor:

@@ -9,6 +9,7 @@ BF16 one. Where the machine has no FP8 units the report says so, and what was ch
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,14 +17,14 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from altgrad_core.bench.accumulation import bits_like, bits_on, sums
+from altgrad_core.bench.accumulation import Sums, bits_like, bits_on, sums
 from altgrad_core.bench.timing import interleaved, median, ratio
 from altgrad_core.errors import AltgradError
 from altgrad_core.experiments.environment import environment
 from altgrad_core.numerics.blockwise import expand
 from altgrad_core.numerics.codes import encode
 from altgrad_core.numerics.stored import storage_dtype
-from altgrad_core.recipes.backend import device_name, granularity
+from altgrad_core.recipes.backend import device_name, layer_granularity
 from altgrad_core.recipes.convert import convert
 from altgrad_core.recipes.gemm import Operand
 from altgrad_core.recipes.linear import CastLinear
@@ -32,6 +33,7 @@ from altgrad_core.recipes.recipe import Recipe
 from altgrad_core.recipes.resolve import resolve_recipe
 
 SAMPLE = 32  # rows, and columns, of each product that are compared
+BEYOND = 1e30  # what stands for NaN and Inf, which JSON has no numbers for
 
 
 @attrs.frozen(kw_only=True)
@@ -81,7 +83,7 @@ def verify(
         verdict = f"No FP8 GEMM here for {resolved.name}: {rows[0]['reason']}. Layers are emulated, and their casts are right."
     elif device.type == "cpu":
         verdict = (
-            "Native layers agree with emulated ones, on the CPU's stand-in for FP8 units: exact sums, and no speed to gain. "
+            "Native layers agree with emulated ones, on the CPU's stand-in for FP8 units: sums in FP32, and no speed to gain. "
             "What a GPU does, only a GPU can show."
         )
     else:
@@ -110,7 +112,7 @@ def verify_shape(shape: Shape, recipe: Recipe, device: torch.device, *, rounds: 
     g = torch.randn(shape.m, shape.n, device=device, dtype=result) * 2.0**-10
     row: dict[str, Any] = {
         "m": shape.m, "k": shape.k, "n": shape.n, "native": native is not None,
-        "reason": reason if native is None else native.decision.reason, "granularity": _granularity(emulated),
+        "reason": reason if native is None else native.decision.reason, "granularity": layer_granularity(emulated.quantizers()),
     }  # fmt: skip
     row["codes"] = _codes(emulated if native is None else native, x, g)
     row["gemms"] = {} if native is None else _gemms(native, emulated, x, g, result)
@@ -129,13 +131,6 @@ def layer_of(base: nn.Linear, recipe: Recipe) -> CastLinear:
     convert(layer, recipe)
     assert isinstance(layer, CastLinear)
     return layer
-
-
-def _granularity(layer: CastLinear) -> str | None:
-    """Return what the table of measurements calls the layer's scales."""
-    quantizers = (layer.input_cast, layer.weight_cast, layer.grad_output_cast)
-    kinds = [granularity(quantizer) for quantizer in quantizers if quantizer is not None]
-    return min(kinds, key=lambda kind: kind == "tensorwise")
 
 
 def _axes(layer: CastLinear, operand: str) -> tuple[int, ...]:
@@ -176,23 +171,35 @@ def _gemms(
             if how is None:
                 continue
             rows, columns = _spread(a.shape[0], a.device), _spread(b.shape[0], a.device)
-            exact = sums(a[rows], b[columns], fast=how.fast, result=gemms.product)
+            exact = sums(a[rows], b[columns], bits_on(a.device), fast=how.fast, result=gemms.product)
             sample = product.view(a.shape[0], -1)[rows][:, columns].to(gemms.product)
-            error = ((sample.double() - exact.exact).abs() / exact.bound(bits_on(a.device))).nan_to_num(nan=0.0)
+            error = _error_to_bound(sample, exact)
             if name not in found:
                 other = expected[name].double()
                 found[name] = {
                     "fast_accumulation": how.fast,
                     "error_to_bound": 0.0,
                     "fp32_error_to_bound": None,
-                    "native_to_emulated": float((product.double() - other).norm() / other.norm()),
+                    "native_to_emulated": _finite(float((product.double() - other).norm() / other.norm())),
                 }
-            found[name]["error_to_bound"] = max(found[name]["error_to_bound"], float(error.max()))
+            found[name]["error_to_bound"] = max(found[name]["error_to_bound"], error)
             if gemms.product is torch.float32:
-                found[name]["fp32_error_to_bound"] = float(error.max())
+                found[name]["fp32_error_to_bound"] = error
             if gemms.product is torch.float32 or "bits" not in found[name]:
                 found[name]["bits"] = bits_like(sample, exact.exact, a[rows], b[columns], fast=how.fast)
     return found
+
+
+def _error_to_bound(product: Tensor, exact: Sums) -> float:
+    """Return the largest error as a part of its bound, 0 where both are 0; ``BEYOND`` for a product of NaN or Inf."""
+    error = (product.double() - exact.exact).abs()
+    ratio = torch.where(error == 0, 0.0, error / exact.bound)
+    return _finite(float(ratio.nan_to_num(nan=BEYOND, posinf=BEYOND).max()))
+
+
+def _finite(number: float) -> float:
+    """Return the number, or ``BEYOND`` for what JSON has no number for."""
+    return number if math.isfinite(number) else BEYOND
 
 
 def _products(layer: CastLinear, x: Tensor, g: Tensor, result: torch.dtype) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
@@ -261,7 +268,7 @@ def _verdict(row: dict[str, Any], off: list[str]) -> str:
         return f"{different:,} of {checked:,} codes differ from emulation"
     if off:
         return (
-            f"{', '.join(off)} beyond the bound: {max(row['gemms'][name]['error_to_bound'] for name in off):.1f} times"
+            f"{', '.join(off)} beyond the bound: {max(row['gemms'][name]['error_to_bound'] for name in off):.3g} times"
         )
     if not row["native"]:
         return f"emulated ({row['reason']})" if checked else f"emulated ({row['reason']}); no FP8 code to check"

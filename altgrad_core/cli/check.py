@@ -50,7 +50,7 @@ def check(
     if sizes:
         from altgrad_core.experiments.environment import cast_kernel
 
-        console.print(f"Casts on the CPU: {cast_kernel()}", markup=False)
+        console.print(f"Kernel of the casts on the CPU: {cast_kernel()}", markup=False)
     used = needed(experiment, plugins)
     console.print(f"Plugins: {_plugins_text(used)}", markup=False)
     for extension in used:

@@ -72,6 +72,7 @@ def _shapes_of(file: Path) -> list[Shape]:
     from altgrad_core.experiments.config import load_experiment
     from altgrad_core.experiments.plan import open_data
     from altgrad_core.plugins import installed
+    from altgrad_core.recipes.readers import linear_layers, neurons
     from altgrad_core.training.data import Workspace
 
     experiment, plugins = load_experiment(file), installed()
@@ -82,9 +83,10 @@ def _shapes_of(file: Path) -> list[Shape]:
         with torch.device("meta"):
             model = plugins.get("model", run.model.kind).value(run.model.options, data[run.name].vocab_size)
         tokens = run.train.batch_size * run.model.options.block_size
-        for module in model.modules():
-            if isinstance(module, torch.nn.Linear):
-                found[Shape(m=tokens, k=module.in_features, n=module.out_features)] = None
+        for layer in linear_layers(model):
+            assert isinstance(layer.weight, torch.Tensor)
+            outputs, inputs = neurons(layer, layer.weight).shape
+            found[Shape(m=tokens, k=inputs, n=outputs)] = None
     return list(found)
 
 

@@ -13,7 +13,7 @@ A scale is a float32 number with x ~ scale * q: one for the tensor (a 0-d tensor
 from __future__ import annotations
 
 import abc
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,8 @@ class Scale(NamedTuple):
 class ScalingPolicy(nn.Module, abc.ABC):
     """Chooses the scale, or the scales, for each tensor that it is shown.
 
-    State lives in named, persistent buffers, and changes only in training mode (``self.training``).
+    State lives in named, persistent buffers, and changes only in training mode (``self.training``). It moves with the
+    model to another device, and keeps its dtype in ``model.half()``: an amax is float32 whatever the weights are.
     """
 
     power_of_two: bool = True
@@ -54,6 +55,15 @@ class ScalingPolicy(nn.Module, abc.ABC):
     directional: bool = False
     """Whether blocks lie along the dimension that a GEMM sums over, so that the two GEMMs that read an operand need a
     cast each. ``axis`` is -1 where that dimension is the last, 0 where it is the product of the others."""
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        before = dict(self._buffers)
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        for name, buffer in before.items():
+            moved = self._buffers[name]
+            if buffer is not None and moved is not None and moved.dtype is not buffer.dtype:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
 
     @property
     def keeps_bfloat16(self) -> bool:

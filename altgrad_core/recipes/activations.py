@@ -78,6 +78,11 @@ class SavedActivations:
         assert self._exempt is not None
         if not x.is_floating_point() or x.dim() == 0 or x.numel() == 0 or self._exempt.has(x):
             return x
+        if x.element_size() == 1:
+            raise AltgradError(
+                f"'{self._modules[-1].removesuffix('.saved_activations')}' keeps FP8 codes for its native GEMMs, which "
+                "saved_activations cannot cast: give convert() the recipe that StepCasts has, and it keeps values instead."
+            )
         q, scale, block = self._cast.grid_values(x, self._control, self._modules[-1])
         return Kept.of(q, scale, block, self._cast.element, x.dtype)
 

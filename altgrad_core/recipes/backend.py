@@ -28,7 +28,7 @@ from altgrad_core.numerics.stored import storage_dtype
 from altgrad_core.recipes.gemm import EmulatedGemms, LinearGemms
 from altgrad_core.recipes.native import NativeGemm, NativeGemms
 from altgrad_core.recipes.quantizer import Quantizer
-from altgrad_core.recipes.recipe import Backend
+from altgrad_core.recipes.recipe import OPERANDS, Backend
 from altgrad_core.recipes.scaled_mm import ALIGNED, BLOCKS, FP8, Granularity, trial
 
 TABLE = "ALTGRAD_NATIVE_TABLE"
@@ -96,8 +96,8 @@ def decide(
     outputs, inputs = weight.shape
     said = "the recipe says so"
     if wish == "auto":
-        kinds: set[Granularity] = {kind for how in found.values() for kind in (how.left, how.right)}
-        kind = min(kinds, key=lambda kind: kind == "tensorwise")
+        kind = layer_granularity(casts)
+        assert kind is not None  # or nothing would have been found
         worth, said = worth_it(inputs, outputs, kind, device_name(device))
         if not worth:
             return Decision(backend="emulated", reason=said)
@@ -165,10 +165,21 @@ def _possible(
 
 def granularity(cast: Quantizer) -> Granularity | None:
     """Return what shares a scale in the operand, None for what FP8 units have no name for."""
-    square = torch.empty(256, 384, device="meta")
-    block = cast.scaling.block(square, -1)
-    known: dict[Any, Granularity] = {None: "tensorwise", (1, 384): "rowwise", (1, 128): "1x128", (128, 128): "128x128"}
-    return known.get(block)
+    # Of two widths, since a block may be as wide as one of them and is no row for that.
+    first, second = (cast.scaling.block(torch.empty(256, width, device="meta"), -1) for width in (384, 640))
+    if (first, second) == ((1, 384), (1, 640)):
+        return "rowwise"
+    known: dict[Any, Granularity] = {None: "tensorwise", (1, 128): "1x128", (128, 128): "128x128"}
+    return known.get(first) if first == second else None
+
+
+def layer_granularity(casts: Mapping[str, Quantizer | None]) -> Granularity | None:
+    """Return what the rule and the table go by: the first of the operands' that is not tensorwise, if there is one.
+
+    None for what FP8 units have no name for, and where nothing is cast.
+    """
+    kinds = [granularity(cast) for cast in (casts.get(operand) for operand in OPERANDS) if cast is not None]
+    return next((kind for kind in kinds if kind != "tensorwise"), "tensorwise" if kinds else None)
 
 
 def worth_it(inputs: int, outputs: int, kind: Granularity, device: str) -> tuple[bool, str]:

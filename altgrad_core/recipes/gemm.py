@@ -67,6 +67,15 @@ class EmulatedGemms:
         return scaled(product, g.factor, x.factor).to(result)
 
 
+def result_dtype(*tensors: Tensor) -> torch.dtype:
+    """Return the dtype of a product of these: autocast's where it is on, else what they promote to; float64 stays as it is."""
+    dtype = tensors[0].dtype
+    for tensor in tensors[1:]:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    kind = tensors[0].device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and dtype is not torch.float64 else dtype
+
+
 def scaled(product: Tensor, *factors: Tensor | None) -> Tensor:
     """Return the product of a GEMM times the factors of its operands, in FP32 at least when there are any."""
     for factor in factors:

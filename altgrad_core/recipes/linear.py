@@ -40,7 +40,7 @@ from torch.nn.functional import linear
 
 from altgrad_core.errors import AltgradError
 from altgrad_core.recipes.backend import Decision, decide
-from altgrad_core.recipes.gemm import LinearGemms, Operand
+from altgrad_core.recipes.gemm import LinearGemms, Operand, result_dtype
 from altgrad_core.recipes.quantizer import Quantizer
 from altgrad_core.recipes.recipe import OPERANDS, OperandCast
 from altgrad_core.recipes.site import Site
@@ -212,11 +212,9 @@ class _Function(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: CastGemmLayer) -> Tensor:
-        kind = x.device.type
-        autocast = torch.is_autocast_enabled(kind)
-        result = torch.get_autocast_dtype(kind) if autocast else torch.promote_types(x.dtype, weight.dtype)
+        result = result_dtype(x, weight)
         gemms = layer.gemms(result)
-        with torch.autocast(kind, enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             xo = layer.cast_operand("input", x, gemms.holder("input"))
             wo = layer.cast_operand("weight", weight, gemms.holder("weight"))
             ctx.layer, ctx.gemms = layer, gemms

@@ -119,15 +119,16 @@ class Quantizer(nn.Module):
         rows (0). It changes the result of directional scaling only. ``draw`` names the random bits of stochastic
         rounding. ``scale`` is what to scale by instead of what the policy says. ``shown`` says whether ``watcher`` sees it.
         """
+        compiling = torch.compiler.is_compiling()
         block = self.scaling.block(x, axis)
         decode, inside, factor = self.scaling.shared_out(x, axis) if scale is None else scale
-        if torch.compiler.is_compiling() and self.remembers:
+        if compiling and self.remembers:
             decode, inside, factor = self.site.settled(Scale(decode, inside, factor))
-        if axis == -1 and not torch.compiler.is_compiling():
+        if axis == -1 and not compiling:
             self.last_scale, self.last_block = decode, block
         elif axis == -1 and statistics:
             self.site.keep(decode, block)
-        watcher = None if torch.compiler.is_compiling() or not shown else self.watcher
+        watcher = None if compiling or not shown else self.watcher
         counted = statistics or watcher is not None
         if dtype.itemsize == 1:
             factor = decode

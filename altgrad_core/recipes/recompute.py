@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import attrs
 import torch
@@ -25,6 +26,7 @@ from altgrad_core.errors import AltgradError
 from altgrad_core.numerics.scaling import Scale
 from altgrad_core.numerics.stochastic import Draw
 
+_T = TypeVar("_T")
 _KEPT = 64  # calls of one layer that wait for their repetition
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -42,7 +44,7 @@ def may_be_recomputed() -> bool:
 
 @attrs.define
 class Call:
-    """One call of one layer: the scales and the random bits of its casts."""
+    """One call of one layer: the scales and the random bits of its casts, in their order."""
 
     checksum: Tensor | None
     """Of the layer's input, int64 0-d on its device; None where there is nothing to remember."""
@@ -50,22 +52,33 @@ class Call:
     """Whether the call is being repeated."""
     repeated: bool = False
     """Whether it was repeated already."""
-    scales: dict[str, Scale] = attrs.field(factory=dict)
-    """``layer.operand`` -> scale, of the policies that have a state."""
-    draws: dict[str, Draw] = attrs.field(factory=dict)
-    """``layer.operand`` -> name of the random bits."""
+    scales: dict[str, list[Scale]] = attrs.field(factory=dict)
+    """``layer.operand`` -> its scales, of the policies that have a state: one for each cast of it in the call."""
+    draws: dict[str, list[Draw]] = attrs.field(factory=dict)
+    """``layer.operand`` -> the names of its random bits."""
+    _done: dict[tuple[str, str], int] = attrs.field(factory=dict)
+    """How many of them the repetition at hand has had."""
+
+    def repeat(self) -> None:
+        """Give from now on what the first time had, from its beginning."""
+        self.again, self._done = True, {}
 
     def scale(self, key: str, make: Callable[[], Scale]) -> Scale:
         """Return the scale of the first time, which ``make`` makes."""
-        if not self.again:
-            self.scales[key] = make()
-        return self.scales[key]
+        return self._kept(self.scales, "scale", key, make)
 
     def draw(self, key: str, make: Callable[[], Draw]) -> Draw:
         """Return the random bits of the first time, which ``make`` names."""
+        return self._kept(self.draws, "draw", key, make)
+
+    def _kept(self, all_kept: dict[str, list[_T]], what: str, key: str, make: Callable[[], _T]) -> _T:
+        kept = all_kept.setdefault(key, [])
         if not self.again:
-            self.draws[key] = make()
-        return self.draws[key]
+            kept.append(make())
+            return kept[-1]
+        number = self._done.get((what, key), 0)
+        self._done[what, key] = number + 1
+        return kept[number]
 
 
 class Calls:
@@ -89,7 +102,7 @@ class Calls:
         before, again = self.current, recomputing()
         if again:
             call = self._find(layer, x) if remembers else Call(None)
-            call.again = True
+            call.repeat()
         else:
             call = Call(_checksum(x))
             waiting = self._by_layer.setdefault(layer, deque(maxlen=_KEPT))

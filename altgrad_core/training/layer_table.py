@@ -16,7 +16,8 @@ def layer_table(metrics: Mapping[str, float], *, title: str) -> str:
 
 def _table(metrics: Mapping[str, float], columns: Sequence[str], what: str) -> str:
     columns = [column for column in columns if any(name.startswith(f"{column}/") for name in metrics)]
-    rows = dict.fromkeys(name.partition("/")[2] for name in metrics if name.partition("/")[0] in columns)
+    parts = [name.partition("/") for name in metrics]
+    rows = dict.fromkeys(row for column, slash, row in parts if slash and column in columns)
     if not rows:
         return ""
     lines = [(what, *columns), ("mean", *(_number(metrics.get(column)) for column in columns))]

@@ -106,11 +106,16 @@ class Observation:
         self._controls: list[CastControl] = []
 
     def __enter__(self) -> Observation:
+        self._controls = controls_of(self._model)
+        if any(control.updated for control in self._controls):
+            raise AltgradError(
+                "This model is observed already, and each of two would get a part of its casts' statistics; leave the first "
+                "'with altgrad.observe(...)' before the next, or give one all the probes."
+            )
         self._handles.append(self._model.register_forward_pre_hook(self._forward))
         for optimizer in self._optimizers:
             self._handles.append(optimizer.register_step_pre_hook(self._before_update))
             self._handles.append(optimizer.register_step_post_hook(self._after_update))
-        self._controls = controls_of(self._model)
         for control in self._controls:
             control.updated.append(self._cast_after_update)
         return self
@@ -125,7 +130,7 @@ class Observation:
             control.updated.remove(self._cast_after_update)
         try:
             if self._step is not None and kind is None:
-                self._end(self._step)
+                self._end_last(self._step)
         finally:
             self._step = None
             for control in self._controls:
@@ -203,7 +208,15 @@ class Observation:
         step.measured_gradients = True
         self._at(step, "after_backward", {name: probe for name, probe in step.due.items() if name != without})
 
-    def _before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def _before_update(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        if any(callable(value) for value in (*args, *kwargs.values()) if value is not optimizer):
+            raise AltgradError(
+                "observe() measures gradients before optimizer.step() and weights around it; given a closure, the step "
+                "computes them within. Call backward() yourself and step() without one, or leave the optimizer out of "
+                "observe(...) and call seen.step()."
+            )
         step = self._step
         if step is None or step.updated:
             return
@@ -237,6 +250,14 @@ class Observation:
             self.metrics, self.measured = step.context.measurements.read(), step.context.step
             if self._tell is not None:
                 self._tell(self.measured, self.metrics)
+
+    def _end_last(self, step: _Step) -> None:
+        """End what the loop left open; a forward pass that nothing came of, such as a look at the model, was no step."""
+        gradients = any(parameter.grad is not None for parameter in step.context.parameters.values())
+        if step.measured_gradients or (gradients and not self._optimizers):
+            self._end(step)
+        else:
+            self.steps -= 1
 
     def _begun(self, method: str) -> _Step:
         if self._step is None:

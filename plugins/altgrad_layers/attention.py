@@ -5,8 +5,8 @@ watched for and cast:
 
 * ``F.scaled_dot_product_attention``, as nanoGPT, transformers (``sdpa``) and timm call it. The emulation writes it out:
   scores and softmax in FP32, as fused kernels keep them, so that the probabilities take the memory of T x T numbers;
-* ``torch.matmul``, ``@``, ``bmm`` and ``baddbmm`` of two tensors neither of which is a parameter, as transformers
-  (``eager``) and ``nn.MultiheadAttention`` multiply; the first, third, ... of a call are taken for scores.
+* ``torch.matmul``, ``@``, ``bmm`` and ``baddbmm``, functions or methods, of two tensors neither of which is a parameter, as
+  transformers (``eager``) and ``nn.MultiheadAttention`` multiply; the first, third, ... of a call are taken for scores.
 
 Each product a @ b, [..., M, K] @ [..., K, N], has two more in the backward pass, which sum over other dimensions::
 
@@ -32,7 +32,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from altgrad_core.recipes.gemm import scaled
+from altgrad_core.recipes.gemm import result_dtype, scaled
 from altgrad_core.recipes.linear import CastLayer
 
 Names = tuple[str, str, str]
@@ -95,19 +95,20 @@ class _Watch(TorchFunctionMode):
         if func is F.multi_head_attention_forward:
             with self:
                 return _multi_head(*args, **kwargs)
-        if func is torch.baddbmm:
+        if func in (torch.baddbmm, torch.Tensor.baddbmm):
             return self._added(*args, **kwargs)
         if func in _PRODUCTS and not kwargs and all(_activation(x) for x in args):
             return self._product(*args)
         return func(*args, **kwargs)
 
-    def _added(self, bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-        return beta * bias + alpha * self._product(a, b)
+    def _added(self, input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+        product = alpha * self._product(batch1, batch2)
+        return beta * input + product if beta else product  # of beta = 0 the input may be memory never written
 
     def _product(self, a: Tensor, b: Tensor) -> Tensor:
         names = CONTEXT if self.products % 2 else SCORES
         self.products += 1
-        return _multiply(self.layer, names, a, b, _result(a, b))
+        return _multiply(self.layer, names, a, b, result_dtype(a, b))
 
 
 def _activation(x: Any) -> bool:
@@ -118,16 +119,6 @@ def _activation(x: Any) -> bool:
         and not isinstance(x, nn.Parameter)
         and not isinstance(x._base, nn.Parameter)
     )
-
-
-def _result(*tensors: Tensor) -> torch.dtype:
-    kind = tensors[0].device.type
-    if torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    dtype = tensors[0].dtype
-    for tensor in tensors[1:]:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
 
 
 def _attend(
@@ -142,7 +133,7 @@ def _attend(
     enable_gqa: bool = False,
 ) -> Tensor:
     """``F.scaled_dot_product_attention`` written out, [..., L, E], [..., S, E], [..., S, V] -> [..., L, V]."""
-    result = _result(query, key, value)
+    result = result_dtype(query, key, value)
     wide = torch.promote_types(result, torch.float32)
     with torch.autocast(query.device.type, enabled=False):
         query, key, value = (x.to(result) for x in (query, key, value))
@@ -150,8 +141,9 @@ def _attend(
             key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], dim=-3) for x in (key, value))
         scores = _multiply(layer, SCORES, query, key.transpose(-2, -1), wide)
         scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
-        if is_causal:
-            attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        if is_causal:  # and the mask, if there is one
+            causal = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+            scores = scores.masked_fill(~causal, -torch.inf)
         if attn_mask is not None and attn_mask.dtype is torch.bool:
             scores = scores.masked_fill(~attn_mask, -torch.inf)
         elif attn_mask is not None:

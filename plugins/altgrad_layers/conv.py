@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from altgrad_core.recipes.gemm import scaled
+from altgrad_core.recipes.gemm import result_dtype, scaled
 from altgrad_core.recipes.linear import CastLayer
 
 
@@ -54,11 +54,9 @@ class _Convolution(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: CastConv, padding: tuple[int, ...]
     ) -> Tensor:
-        kind = x.device.type
-        autocast = torch.is_autocast_enabled(kind)
-        result = torch.get_autocast_dtype(kind) if autocast else torch.promote_types(x.dtype, weight.dtype)
+        result = result_dtype(x, weight)
         dtype = layer.gemm_dtype(result)
-        with torch.autocast(kind, enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             xv, x_factor = _cast_pixels(layer, "input", x, dtype)
             wv, w_factor = _cast_weight(layer, weight, dtype)
             ctx.layer, ctx.dtype, ctx.padding = layer, dtype, padding

@@ -79,8 +79,9 @@ def test_products_are_within_the_bound(device: torch.device, pair: Any, out: tor
             out=out,
             fast=fast,
         ).cpu()
-        found = sums(decoded(a, a_scale, "tensorwise"), decoded(b, b_scale, "tensorwise"), fast=fast, result=out)
-        assert bool(((got.double() - found.exact).abs() <= found.bound(HOPPER_BITS)).all())
+        wide = decoded(a, a_scale, "tensorwise"), decoded(b, b_scale, "tensorwise")
+        found = sums(*wide, HOPPER_BITS, fast=fast, result=out)
+        assert bool(((got.double() - found.exact).abs() <= found.bound).all())
 
 
 def test_cuda_refuses_what_altgrad_refuses_for_it(device: torch.device) -> None:

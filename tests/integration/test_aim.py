@@ -186,6 +186,7 @@ def test_killed_and_resumed_it_is_one_run(make_experiment: MakeExperiment, tmp_p
     assert not list((tmp_path / ".aim" / "meta" / "progress").iterdir()), "nothing is in progress"
 
 
+@pytest.mark.slow
 def test_a_repository_that_was_deleted_gets_all_of_the_run(make_experiment: MakeExperiment, tmp_path: Path) -> None:
     """Between an interruption and the next call."""
     file = make_experiment(RUN.format(name="r", steps=30) + SINK, launcher="process")

@@ -110,6 +110,7 @@ def test_what_starts_anew_is_said(parent: Path) -> None:
     assert len(weight.abs().unique()) <= 124, "only E5M2 magnitudes"
 
 
+@pytest.mark.slow
 def test_options_of_the_optimizer_are_the_forks_own(parent: Path) -> None:
     fork("runs/small/parent@8", "same")
     fork("runs/small/parent@8", "decay", "train.weight_decay=0.5")
@@ -164,6 +165,7 @@ def test_an_interrupted_fork_goes_on_without_its_parent(parent: Path) -> None:
         assert state_hash(folder.path, "step-000016") == state_hash(parent.parent / "straight", "step-000016")
 
 
+@pytest.mark.slow
 def test_latest_is_where_the_fork_began_although_the_parent_went_on(parent: Path) -> None:
     own = interrupt("runs/small/parent@latest", "f", "train.steps=16", steps=14)
     shutil.copytree(parent / "checkpoints" / "step-000008", parent / "checkpoints" / "step-000020")
@@ -191,6 +193,7 @@ def test_a_start_of_another_state_is_refused(parent: Path) -> None:
     assert "start-000008, has another state than run.toml says" in own.events.read_text()
 
 
+@pytest.mark.slow
 def test_a_foreign_folder_among_the_checkpoints_is_no_checkpoint(parent: Path) -> None:
     (parent / "checkpoints" / "old copy").mkdir()
     fork("runs/small/parent@8", "f")
@@ -217,6 +220,7 @@ def test_alerts_that_ended_the_parent_start_anew(make_experiment: MakeExperiment
     assert run.checkpoints[-1]["step"] == run.config["fork"]["step"] + 3
 
 
+@pytest.mark.slow
 def test_what_alerts_asked_for_is_counted_anew(make_experiment: MakeExperiment) -> None:
     altgrad.run(make_experiment(ASKS))
     fork("runs/small/parent@8", "f")

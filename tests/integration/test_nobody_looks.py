@@ -34,7 +34,7 @@ def wait_for(events: Path, text: str) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("both", [False, True], ids=["stdout", "stderr too"])
+@pytest.mark.parametrize("both", [pytest.param(False, marks=pytest.mark.slow), True], ids=["stdout", "stderr too"])
 def test_a_closed_pipe_ends_no_training(make_experiment: MakeExperiment, tmp_path: Path, both: bool) -> None:
     """`altgrad run FILE | head -1`, and `... 2>&1 | head -1`."""
     file = make_experiment(TWO, launcher="process")
@@ -62,7 +62,7 @@ def test_a_failed_run_is_an_exit_status_also_when_nobody_looks(make_experiment: 
     assert [altgrad.load_run(tmp_path / "runs" / "small" / name).status for name in "ab"] == ["failed", "done"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_signals_still_save_a_checkpoint_when_the_pipe_is_closed(
     make_experiment: MakeExperiment, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -96,7 +96,9 @@ def test_a_full_disk_under_the_output_ends_no_training(make_experiment: MakeExpe
     assert altgrad.load_run(tmp_path / "runs" / "small" / "a").status == "done"
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError("in a frame"), ConnectionResetError(104, "gone")])
+@pytest.mark.parametrize(
+    "error", [pytest.param(ZeroDivisionError("in a frame"), marks=pytest.mark.slow), ConnectionResetError(104, "gone")]
+)
 def test_an_observer_that_raises_is_left(
     make_experiment: MakeExperiment, capfd: pytest.CaptureFixture[str], error: Exception
 ) -> None:

@@ -61,7 +61,7 @@ def csv_rows(folder: Path) -> list[str]:
     return [row for row in rows if row.split(",")[1] not in TIMES]
 
 
-@pytest.mark.parametrize("step", [2, 6, 11])
+@pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.slow), pytest.param(6, marks=pytest.mark.slow), 11])
 def test_kill_minus_nine(make_experiment: MakeExperiment, tmp_path: Path, step: int) -> None:
     file = make_experiment(RUNS, launcher="process", dropout=0.1)
     straight = altgrad_run(file, "straight", "--jobs", "2")
@@ -90,7 +90,7 @@ def test_kill_minus_nine(make_experiment: MakeExperiment, tmp_path: Path, step: 
     assert len(mine) >= 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_a_checkpoint_and_the_run_goes_on(
     make_experiment: MakeExperiment, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -200,6 +200,7 @@ def test_ctrl_c_ends_all_runs_of_the_inline_launcher(make_experiment: MakeExperi
     assert not (tmp_path / "runs" / "small" / "b" / "events.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_another_environment_is_said_and_kept(make_experiment: MakeExperiment, tmp_path: Path) -> None:
     file = make_experiment('[[run]]\nname = "r"\nrecipe = "e5m2"\ntrain = { steps = 60 }\n', launcher="process")
     first = altgrad_run(file, "runs")

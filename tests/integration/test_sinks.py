@@ -116,6 +116,7 @@ def test_what_bad_sinks_missed_they_get_when_the_run_goes_on(
         assert (folder / f"{name}.csv").read_bytes() == rows, name
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bad_sinks")
 def test_a_run_killed_after_its_end_gives_its_sinks_the_rest(
     make_experiment: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -69,6 +69,12 @@ def test_wrong_products_and_wrong_codes_are_found(monkeypatch: pytest.MonkeyPatc
         assert report["verdict"].startswith("WRONG: 1 of 1 shapes")
         result = CliRunner().invoke(app, ["verify-native", "--shapes", "16x16x16", "--rounds", "0"])
         assert result.exit_code == 1
+    for nothing in (torch.nan, torch.inf):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "_scaled_mm", lambda *args, nothing=nothing, **how: real(*args, **how) * nothing)
+            report = verify(SHAPE, "hybrid", CPU, rounds=0)
+            assert "fprop, dgrad, wgrad beyond the bound: 1e+30 times" in report["shapes"][0]["verdict"]
+            json.dumps(report, allow_nan=False)
     with monkeypatch.context() as patch:
 
         def off(*args: Any, **how: Any) -> Any:

@@ -588,3 +588,27 @@ def test_compiled_code_calls_the_kernel(kernel: Callable[[str], None]) -> None:
     torch.compiler.reset()
     casts = [node for node in graphs[0].graph.nodes if str(node.target).startswith("altgrad.cast")]
     assert len(casts) == 3 * 6 + 4
+
+
+VIEWS = {
+    "dense": lambda x: x,
+    "transposed": lambda x: x.t(),
+    "every other": lambda x: x[:, ::2],
+    "expanded": lambda x: x[:, :1].expand(-1, 5),
+    "empty": lambda x: x[:0],
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_the_operators_return_what_the_compiler_is_told(view: str) -> None:
+    """Shapes, strides and dtypes, which compiled code takes for granted; and arguments are left alone."""
+    x, checks = VIEWS[view](torch.randn(6, 8)), ("test_schema", "test_faketensor")
+    constants = get_format("e5m2").constants
+    for block, scale in (([], torch.tensor(0.5)), ([1, 4], torch.rand(block_counts(x.shape, (1, 4))) + 0.5)):
+        if x.numel():  # of an empty tensor nobody asks it
+            torch.library.opcheck(torch.ops.altgrad.amax.default, (x, block), test_utils=checks)
+        for dtype, statistics in ((torch.float32, True), (torch.bfloat16, False)):
+            how = ("nearest_even", "finite", 32, None, 0, 0, dtype, statistics)
+            torch.library.opcheck(
+                torch.ops.altgrad.cast.default, (x, constants, scale, None, block, *how), test_utils=checks
+            )

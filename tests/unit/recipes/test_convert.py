@@ -117,13 +117,15 @@ def test_wide_formats_and_small_gradients_stay_in_range(name: str, bf16: bool, s
         assert a @ b > 0.9 * a.norm() * b.norm() > 0
 
 
-def test_a_float64_layer_multiplies_in_float64() -> None:
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_float64_layer_multiplies_in_float64(autocast: bool) -> None:
+    """Under autocast too, which leaves float64 alone."""
     layer, x, g = pair()
     layer, x = layer.double(), x.double()
     gq = altgrad.quantize(g.double(), "e5m2")
     expected = [layer(x).detach(), gq @ layer.weight.detach(), gq.reshape(-1, 8).t() @ x.reshape(-1, 16)]
     altgrad.convert(layer, {"grad_output": "e5m2", "scaling": "none"})
-    for mine, theirs in zip(gradients(layer, x, g, bf16=False), expected):
+    for mine, theirs in zip(gradients(layer, x, g, bf16=autocast), expected):
         assert mine.dtype is torch.float64
         assert torch.allclose(mine, theirs, rtol=1e-13, atol=0)
 

@@ -163,23 +163,49 @@ def test_attention_is_the_plain_one_on_cast_operands(how: str, name: str) -> Non
     assert taken[".probabilities"][0] == p.numel()
 
 
-@pytest.mark.parametrize("mask", ["none", "bool", "float", "all"])
+@pytest.mark.parametrize("mask", ["none", "bool", "float", "all", "causal", "bool and causal"])
 def test_sdpa_written_out_agrees_with_torch(mask: str) -> None:
     """Casts to a format that changes nothing; grouped queries, a row that may look at nothing, a scale."""
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 6, 8), torch.randn(2, 2, 6, 8)
     seen = torch.rand(5, 6) > 0.3
     masks = {"none": None, "bool": seen, "float": torch.randn(5, 6), "all": seen & (torch.arange(5) != 2)[:, None]}
+    masks |= {"causal": None, "bool and causal": seen}
 
     class SelfAttention(nn.Module):
         def forward(self, q: Tensor) -> Tensor:
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=masks[mask], scale=0.3, enable_gqa=True)
+            how = {"scale": 0.3, "enable_gqa": True, "is_causal": mask.endswith("causal")}
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=masks[mask], **how)
 
     model = SelfAttention()
     g = torch.randn(2, 4, 5, 8)
     expected = run(model, q, g)
     altgrad.convert(model, {"base": "fp32", "input": "fp32", "grad_output": "fp32", "layers": ["attention"]})
     close(run(model, q, g), expected)
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.5, 0.0])
+@pytest.mark.parametrize("method", [True, False])
+def test_scores_added_to_a_bias(method: bool, beta: float) -> None:
+    """As BLOOM and GPT-NeoX multiply; with beta = 0 what the bias holds is nothing to anybody."""
+    torch.manual_seed(0)
+    x, g, bias = torch.randn(2, 5, 8), torch.randn(2, 5, 8), torch.randn(2, 5, 5)
+    if beta == 0.0:
+        bias = torch.full_like(bias, torch.nan)
+
+    class BiasedAttention(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            how = {"batch1": x, "batch2": x.mT, "beta": beta, "alpha": 0.5}
+            scores = bias.baddbmm(**how) if method else torch.baddbmm(bias, **how)
+            return scores.softmax(-1).bmm(x)
+
+    model = BiasedAttention()
+    expected = run(model, x, g)
+    altgrad.convert(model, {"base": "fp32", "input": "fp32", "grad_output": "fp32", "layers": ["attention"]})
+    control_of(model).collecting = True
+    close(run(model, x, g), expected)
+    operands = {"query", "key", "grad_scores", "probabilities", "value", "grad_context"}
+    assert {key.rpartition(".")[2] for key in control_of(model).take()} == operands
 
 
 @pytest.mark.parametrize("weights", [True, False])

@@ -19,7 +19,7 @@ from altgrad_core.numerics.cast import cast
 from altgrad_core.numerics.codes import encode
 from altgrad_core.numerics.stored import cast_stored, converted, storage_dtype
 from altgrad_core.recipes import backend as backends
-from altgrad_core.recipes.backend import TABLE, Decision, granularity, table, worth_it
+from altgrad_core.recipes.backend import TABLE, Decision, granularity, layer_granularity, table, worth_it
 from altgrad_core.recipes.control import control_of
 from altgrad_core.recipes.linear import CastLinear
 from altgrad_core.recipes.scaled_mm import FP8, decoded, pair_problem, scaled_mm, trial
@@ -71,6 +71,9 @@ def test_a_native_layer_gives_the_numbers_of_an_emulated_one(name: str, bf16: bo
     The statistics are those of the same operands, to the last bit; delayed scaling sees the same history.
     """
     emulated, native = (trained(RECIPES[name], backend, bf16) for backend in ("emulated", "native"))
+    counted = [(a, b) for a, b in zip(emulated[:7], native[:7], strict=True) if a.dtype is torch.float64]
+    assert len(counted) >= 2  # of the first step, where the weights are the same
+    assert all(torch.equal(a, b) for a, b in counted)
     for a, b in zip(emulated, native, strict=True):
         assert a.dtype is b.dtype
         if a.dtype is torch.bfloat16 or bf16:
@@ -352,7 +355,25 @@ def test_what_shares_a_scale() -> None:
     assert of("blockwise") == "1x128"
     assert of({"kind": "blockwise", "rows": 128}) == "128x128"
     assert [of("mx"), of("nvfp4"), of({"kind": "blockwise", "columns": 64})] == [None] * 3
+    for columns in (384, 640, 4096):  # a wide block is no row
+        assert of({"kind": "blockwise", "columns": columns}) is None
     assert pair_problem("1x128", "128x128", E4M3, E4M3) == ""
+
+
+def test_auto_looks_up_what_verify_native_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several granularities in a layer both name the same one, in every process."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(backends, "device_name", lambda device: device.type)
+    monkeypatch.setattr(backends, "trial", lambda *_, **__: "")
+    monkeypatch.setattr(backends, "worth_it", lambda *args: asked.append(args) or (True, "so"))
+    for spec, kind in (("deepseek-v3", "1x128"), ("hybrid", "tensorwise")):
+        with torch.device("meta"):
+            layer, _ = altgrad.convert(nn.Linear(8, 16), {"base": spec, "backend": "auto"})
+        assert asked[-1] == (8, 16, kind, "cuda")
+        assert layer_granularity(layer.quantizers()) == kind
+    swapped = dict(reversed(altgrad.convert(nn.Linear(8, 16), "deepseek-v3")[0].quantizers().items()))
+    assert layer_granularity(swapped) == "1x128"
 
 
 def test_fast_accumulation_names_gemms() -> None:

@@ -225,6 +225,20 @@ def test_a_model_in_half_precision_trains() -> None:
     assert set(history.values()) == {torch.float32}
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_history_stays_in_fp32_when_the_model_leaves_it(dtype: torch.dtype) -> None:
+    """In FP16 the amax of most gradients would be 0, and the scaling current instead of delayed."""
+    model, _ = altgrad.convert(nn.Sequential(nn.Linear(8, 8)), {"base": "hybrid", "scaling": "delayed"})
+    history = model[0].grad_output_cast.scaling.amax_history
+    history.fill_(1.1e-9)
+    model.to(dtype)
+    assert model[0].weight.dtype is dtype
+    kept = model[0].grad_output_cast.scaling.amax_history
+    assert kept.dtype is torch.float32
+    assert torch.equal(kept, history)
+    assert model.to("meta")[0].grad_output_cast.scaling.amax_history.is_meta
+
+
 def test_weights_that_are_frozen_are_multiplied_and_not_trained() -> None:
     """No wgrad, so no cast for it; under directional scaling that is one cast of the gradient instead of two."""
     torch.manual_seed(0)

@@ -139,6 +139,17 @@ def test_a_history_has_no_tensor_to_belong_to() -> None:
         Small({"saved_activations": {"format": "e5m2", "scaling": "delayed"}})
 
 
+def test_codes_of_native_gemms_are_no_values_to_cast() -> None:
+    model, _ = altgrad.convert(nn.Sequential(nn.Linear(16, 16)), {"base": "hybrid", "backend": "native"})
+    optimizer = torch.optim.SGD(model.parameters())
+    casts = altgrad.StepCasts(model, optimizer, {"base": "hybrid", "saved_activations": "e5m2"}, seed=0)
+    with (
+        casts.forward_pass(),
+        pytest.raises(AltgradError, match=r"'0' keeps FP8 codes .* the recipe that StepCasts has"),
+    ):
+        model(torch.randn(4, 16))
+
+
 def test_evaluation_and_the_shadow_are_left_alone() -> None:
     small = Small({"saved_activations": "e2m1fn"})
     x = torch.randn(8, 16)

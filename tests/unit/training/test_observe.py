@@ -135,6 +135,7 @@ def test_the_numbers_are_those_of_the_probes() -> None:
     }  # fmt: skip
     table = str(seen).splitlines()
     assert table[0] == "step 1"
+    assert [line for line in table if not line] == [""] * 2  # above each of the two parts
     assert table[2].split() == ["cast", "overflow_rate", "underflow_rate", "sqnr_db", "scale_log2"]
     assert [line.split()[0] for line in table[3:6]] == ["mean", "up.input", "up.weight"]
     row = next(line.split() for line in table if line.startswith("down.weight "))
@@ -260,6 +261,50 @@ def test_the_repetition_of_a_checkpoint_is_no_step(reentrant: bool) -> None:
             optimizer.zero_grad()
     assert seen.steps == 2
     assert seen.metrics["grad_cos_sim/inner.weight"] > 0.9
+
+
+@pytest.mark.parametrize("optimized", [True, False])
+def test_a_look_at_the_model_after_the_last_step_is_no_step(optimized: bool) -> None:
+    model, optimizer = model_of("e5m2")
+    with altgrad.observe(model, optimizer if optimized else (), every=1, probes=["gradients", "stability"]) as seen:
+        for step in (1, 2):
+            x, y = batch(step)
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            if not optimized:
+                seen.step()
+            metrics = seen.metrics
+            optimizer.zero_grad()
+        model(x)
+    assert (seen.steps, seen.measured) == (2, 2)
+    assert seen.metrics is metrics
+
+
+def test_what_cannot_be_observed_is_told_of() -> None:
+    model, optimizer = model_of("e5m2")
+    x, y = batch(1)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    with altgrad.observe(model, optimizer) as seen:
+        with pytest.raises(altgrad.AltgradError, match=r"given a closure.* call seen\.step\(\)"):
+            optimizer.step(closure)
+        with pytest.raises(altgrad.AltgradError, match="given a closure"):
+            optimizer.step(closure=closure)
+        with pytest.raises(altgrad.AltgradError, match="observed already"), altgrad.observe(model, optimizer):
+            pass
+        closure()
+        optimizer.step(None)
+    assert seen.measured == 1
+    with altgrad.observe(model, every=1) as seen:  # the way that the message names
+        optimizer.step(closure)
+        seen.step()
+    assert (seen.measured, seen.steps) == (1, 1)
+    assert "grad_norm_l2/up.weight" in seen.metrics
 
 
 def test_mistakes_are_told_of() -> None:
