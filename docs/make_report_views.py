@@ -7,18 +7,15 @@ one; on paper means the page's rules for print, applied to a screen as wide as A
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 
+from make_reports import PICTURES, capture
 from PIL import Image
 
 import altgrad_core as altgrad
 from altgrad_core.analysis.report import write_report
 
-PICTURES = Path(__file__).parent / "pictures"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DARK = "--blink-settings=preferredColorScheme=0"
 EXPERIMENT = """
 [experiment]
@@ -58,19 +55,9 @@ def photograph(text: str, target: Path, width: int, height: int, *more: str) -> 
     with tempfile.TemporaryDirectory() as folder:
         page, raw = Path(folder, "page.html"), Path(folder, "page.png")
         page.write_text(text, encoding="utf-8")
-        size = f"--window-size={max(width, 500)},{height}"
-        switches = [
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--hide-scrollbars",
-            f"--user-data-dir={folder}/profile",
-        ]
-        command = [str(CHROMIUM), *switches, size, f"--screenshot={raw}", *more, page.as_uri()]
-        subprocess.run(command, check=True, capture_output=True)
-        Image.open(raw).convert("RGB").crop((0, 0, width, height)).quantize(
-            128, method=Image.Quantize.MAXCOVERAGE
-        ).save(target, optimize=True)
+        profile = f"--user-data-dir={folder}/profile"
+        image = capture(page, raw, max(width, 500), height, profile, *more).crop((0, 0, width, height))
+        image.quantize(128, method=Image.Quantize.MAXCOVERAGE).save(target, optimize=True)
     print(f"{target.name}: {target.stat().st_size:,} bytes")
 
 

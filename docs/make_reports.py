@@ -32,14 +32,18 @@ def browser() -> str:
     sys.exit(f"No browser found: install one of {', '.join(BROWSERS)}.")
 
 
+def capture(page: Path, out: Path, width: int, height: int, *flags: str) -> Image.Image:
+    """Photograph the top of a page with the browser, into ``out``, and return the photograph."""
+    switches = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--window-size={width},{height}"]
+    command = [browser(), *switches, *flags, f"--screenshot={out}", page.as_uri()]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    return Image.open(out).convert("RGB")
+
+
 def shot(page: Path, out: Path, height: int, *, dark: bool = False, scale: float = 1.5, colours: int = 160) -> None:
     """Photograph the top of a page, as light or dark, and cut off what is empty at the bottom."""
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--force-device-scale-factor={scale}",
-             f"--blink-settings=preferredColorScheme={0 if dark else 1}", f"--window-size={WIDTH},{height}"]  # fmt: skip
-    subprocess.run(
-        [browser(), *flags, f"--screenshot={out}", page.as_uri()], check=True, capture_output=True, timeout=120
-    )
-    image = Image.open(out).convert("RGB")
+    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+    image = capture(page, out, WIDTH, height, f"--force-device-scale-factor={scale}", scheme)
     pixels = np.asarray(image)
     used = np.nonzero((pixels != pixels[-1, 0]).any(axis=(1, 2)))[0].max()
     image = image.crop((0, 0, image.width, min(image.height, int(used) + round(24 * scale))))
