@@ -66,6 +66,10 @@ class CastAttention(CastLayer):
         x = next(tensors, None)
         if x is None or not self.cast_control.casting:
             return super().forward(*args, **kwargs)
+        return self._watched(x, *args, **kwargs)
+
+    @torch.compiler.disable(reason="the products of a cast attention are watched for, which PyTorch does not compile")
+    def _watched(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         watch = _Watch(self)
         with self.calling(x), watch:
             result = super().forward(*args, **kwargs)

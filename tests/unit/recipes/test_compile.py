@@ -226,3 +226,67 @@ def test_keys_and_order() -> None:
     assert set(compiled.state_dict()) == {f"_orig_mod.{key}" for key in model.state_dict()}
     assert torch.equal(compiled(x), model(x))
     assert not torch.equal(compiled(x), before)
+
+
+class Attention(nn.Module):
+    def __init__(self, seen: bool = True) -> None:
+        super().__init__()
+        self.qkv, self.out, self.seen = nn.Linear(32, 96), nn.Linear(32, 32), seen
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(2, 8, 3, 2, 16).permute(2, 0, 3, 1, 4)
+        if self.seen:
+            y = nn.functional.scaled_dot_product_attention(q, k, v)
+        else:
+            y = torch.einsum("bhts,bhsd->bhtd", torch.einsum("bhtd,bhsd->bhts", q, k).softmax(-1), v)
+        return self.out(y.transpose(1, 2).reshape(2, 8, 32))
+
+
+class Mixed(nn.Module):
+    """One layer of each kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.norm = nn.Embedding(40, 32), nn.LayerNorm(32)
+        self.conv, self.attention = nn.Conv1d(8, 8, 3, padding=1), Attention()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.attention(self.conv(self.norm(self.table(tokens))))
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"base": "e4m3fn", "scaling": "delayed", "rounding": "stochastic"},
+        pytest.param({"base": "mxfp8"}, marks=pytest.mark.slow),
+        pytest.param(STOCHASTIC, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_all_kinds_of_layers(recipe: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    kinds = ["linear", "conv", "embedding", "norm", "attention"]
+    model, summary = altgrad.convert(Mixed(), {**recipe, "layers": kinds})
+    assert {layer.kind for layer in summary.layers if layer.converted} == set(kinds)
+    other = copy.deepcopy(model)
+    tokens = torch.arange(16).reshape(2, 8)
+    results = []
+    for it, call in ((model, model), (other, torch.compile(other, backend="aot_eager"))):
+        control(it).collecting = True
+        for _ in range(3):
+            y = call(tokens)
+            y.square().mean().backward()
+        statistics = {key: vector.tolist() for key, vector in control(it).take().items()}
+        results.append((y.tolist(), [p.grad.tolist() for p in it.parameters() if p.grad is not None], statistics))
+    assert results[0] == results[1]
+    assert "attention.probabilities" in results[0][2]
+
+
+def test_an_attention_is_never_left_uncast_in_silence() -> None:
+    """The part that watches for its products is not compiled: fullgraph says so, and products that are not seen are told of."""
+    whole, _ = altgrad.convert(Attention(), {"base": "e5m2", "layers": ["attention"]})
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="products of a cast attention are watched for"):
+        torch.compile(whole, backend="eager", fullgraph=True)(torch.ones(2, 8, 32))
+    blind, _ = altgrad.convert(Attention(seen=False), {"base": "e5m2", "layers": ["attention"]})
+    with pytest.warns(UserWarning, match="multiplies in a way that altgrad does not see"):
+        torch.compile(blind, backend="eager")(torch.ones(2, 8, 32))
