@@ -30,6 +30,8 @@ _KEYS = 4  # that are named of a configuration
 def verdict(row: Row, baseline: Row | None) -> str:
     """Return one or more sentences on ``row``, compared with ``baseline`` when there is one (and it is another run)."""
     if row.steps is None:
+        if row.status == "failed":
+            return f"{row.name} failed before its first step{_because(row)}."
         return f"{row.name} has not logged a step yet (status: {row.status}{_because(row)})."
     sentences = [
         _trouble(row),

@@ -80,7 +80,9 @@ def verify(
             f'WRONG: {len(wrong)} of {len(rows)} shapes do not agree; train with backend = "emulated" and report this'
         )
     elif not native:
-        verdict = f"No FP8 GEMM here for {resolved.name}: {rows[0]['reason']}. Layers are emulated, and their casts are right."
+        compared = any(row["codes"]["checked"] for row in rows)
+        casts = "and their codes are right" if compared else "so there was nothing to compare"
+        verdict = f"No FP8 GEMM here for {resolved.name}: {rows[0]['reason']}. Layers are emulated, {casts}."
     elif device.type == "cpu":
         verdict = (
             "Native layers agree with emulated ones, on the CPU's stand-in for FP8 units: sums in FP32, and no speed to gain. "
@@ -271,11 +273,15 @@ def _verdict(row: dict[str, Any], off: list[str]) -> str:
             f"{', '.join(off)} beyond the bound: {max(row['gemms'][name]['error_to_bound'] for name in off):.3g} times"
         )
     if not row["native"]:
-        return f"emulated ({row['reason']})" if checked else f"emulated ({row['reason']}); no FP8 code to check"
+        return (
+            f"emulated ({row['reason']})"
+            if checked
+            else f"emulated ({row['reason']}); there are no FP8 codes to compare"
+        )
     bits = [gemm["bits"] for gemm in row["gemms"].values() if gemm["bits"]]
     like = f" (as of {min(bits)} bits)" if bits else ""
     text = f"codes identical, sums within the bound{like}"
     if speed := row["speed"]:
         how = speed["native_to_emulated"]
-        text += f"; {how:.2f} times as fast as emulated, {speed['native_to_bf16']:.2f} times as BF16"
+        text += f"; {how:.2f} times as fast as emulated, {speed['native_to_bf16']:.2f} times as fast as BF16"
     return text

@@ -27,6 +27,10 @@ def export(
     from altgrad_core.analysis.runs import find_runs
     from altgrad_core.errors import AltgradError
 
+    if to is None and output is not None and output.suffix not in (".parquet", ".csv"):
+        raise AltgradError(
+            f"--output {output}: '{output.suffix}' is no known ending; use .csv or .parquet, or say --to csv."
+        )
     if to is None:
         to = "parquet" if output is not None and output.suffix == ".parquet" else "csv"
     found = [run for folder in runs for run in find_runs(folder)]

@@ -98,7 +98,8 @@ def _chosen(plugins: Plugins, target: str) -> list[Extension]:
             )
         names = {row.name for row in plugins.rows}
         raise AltgradError(
-            f"Unknown plugin '{target}'.{nearest(target, names)} `altgrad plugins` lists all; or kind/name."
+            f"Unknown plugin '{target}'.{nearest(target, names)} Give a plugin that `altgrad plugins` lists, or "
+            "one thing that a plugin offers, such as format/e5m2."
         )
     (row,) = rows[:1]
     if not row.offers:

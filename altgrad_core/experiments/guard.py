@@ -75,7 +75,9 @@ class Guarded:
 def _complain(error: Exception) -> None:
     text = "" if isinstance(error, OSError) else "".join(traceback.format_exception(error))  # a fault of the program's
     what = f"{type(error).__name__}: {error}"
-    text += f"altgrad: The training can no longer be shown ({what}). It goes on; `altgrad watch` shows it.\n"
+    text += (
+        f"altgrad: What the runs do can no longer be shown ({what}). What trains goes on; `altgrad watch` shows it.\n"
+    )
     with contextlib.suppress(OSError):
         sys.stderr.write(text)
         sys.stderr.flush()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import attrs
 
+from altgrad_core.errors import AltgradError
 from altgrad_core.experiments.runfile import PLUGIN_KINDS
 from altgrad_core.experiments.schema import Experiment, RunConfig
 from altgrad_core.plugins import Choice, Extension, Plugins
@@ -91,6 +92,19 @@ def measure(config: RunConfig, plugins: Plugins, data: TokenData) -> PlannedSize
         train_tokens=len(data.train),
         vocab_size=data.vocab_size,
     )
+
+
+def refuse_impossible(configs: Sequence[RunConfig], plugins: Plugins, data: Mapping[str, TokenData]) -> None:
+    """Raise the ``AltgradError`` of a run that asks for native GEMMs which this machine, or its recipe, does not have.
+
+    Other recipes are checked when their run begins: that takes torch, whose import the start of a command waits for.
+    """
+    for config in configs:
+        if any(recipe.backend == "native" for recipe in (config.recipe, *(o.recipe for o in config.recipe.overrides))):
+            try:
+                measure(config, plugins, data[config.name])
+            except AltgradError as error:
+                raise AltgradError(f"The run '{config.name}' cannot train: {error}") from error
 
 
 def _optimizer_bytes(config: RunConfig, plugins: Plugins) -> float:

@@ -24,7 +24,7 @@ from altgrad_core.experiments.folder import FINISHED, RunFolder, hold
 from altgrad_core.experiments.fork import bring_start, check_model
 from altgrad_core.experiments.guard import Guarded
 from altgrad_core.experiments.launch import Launcher, Worker
-from altgrad_core.experiments.plan import open_data
+from altgrad_core.experiments.plan import open_data, refuse_impossible
 from altgrad_core.experiments.runfile import decisive_changes, run_table
 from altgrad_core.experiments.schema import Experiment, RunConfig, Status
 from altgrad_core.experiments.worker import signal_name, stopping_signals
@@ -113,6 +113,7 @@ def run_experiment(
         # Before anything is trained, so that wrong data is one error and not one failed run after the other.
         to_train = [planned for planned in plan if planned.action in ("train", "resume")]
         data = open_data([planned.config for planned in to_train], installed(), Workspace(say=observer.say))
+        refuse_impossible([planned.config for planned in to_train], installed(), data)
         forks = [planned for planned in to_train if planned.config.fork is not None]
         for fork in (fork for fork in forks if fork.action == "train"):
             check_model(fork.config, fork.folder, data[fork.config.name].vocab_size)

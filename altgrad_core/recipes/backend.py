@@ -106,7 +106,9 @@ def decide(
     if why:
         said += f"; but by values: {why}"
     if inputs % ALIGNED or outputs % ALIGNED:
-        said += f"; {inputs} inputs and {outputs} outputs are padded"
+        odd = {"inputs": inputs % ALIGNED and inputs, "outputs": outputs % ALIGNED and outputs}
+        padded = " and ".join(f"{number} {what}" for what, number in odd.items() if number)
+        said += f"; {padded} are padded to a multiple of {ALIGNED}"
     if only_bfloat16:
         said += "; products are rounded to BF16, since the device gives no FP32 ones here"
     holders = {name: dtype for gemm in found for name in GEMMS[gemm] if (dtype := sides[name].dtype) is not None}

@@ -90,6 +90,9 @@ class ConversionSummary:
             converted = [layer.converted for layer in self.layers if layer.kind == kind]
             counts.append(f"{sum(converted)} of {len(converted)} {kind}")
         lines = [f"{self.recipe}: {', '.join(counts)} layers converted"]
+        if not self.layers:
+            others = ", ".join(kind for kind in installed().names("layer"))
+            lines.append(f"  the model has no layer of these kinds; a recipe's 'layers' may add others: {others}")
         lines += [f"  GEMMs of {len(names)}: {backend}" for backend, names in self.backends.items()]
         lines += [f"  left alone: {name} ({reason})" for name, reason in self.skipped.items()]
         lines += [f"  one layer: {', '.join((layer.name, *layer.also))}" for layer in self.layers if layer.also]
@@ -116,6 +119,8 @@ def convert(model: nn.Module, recipe: str | Mapping[str, Any] | Recipe) -> tuple
 
     Raises ``AltgradError`` when the model, or a part of it, is already converted, or the recipe does not exist.
     """
+    if not isinstance(model, nn.Module):
+        raise AltgradError(f"convert() takes a torch.nn.Module and changes it in place; got {type(model).__name__}.")
     if controls_of(model):
         raise AltgradError("This model is converted already; revert() it first, or convert a fresh one.")
     recipe = resolve_recipe(recipe)
@@ -152,6 +157,8 @@ def _convert(
         override = next((o for o in recipe.overrides if o.matches((name, *also), type(module).__name__, size)), None)
         if override is not None and (found is not None or (stores and _has_matrix(module))):
             used.add(override)
+        if isinstance(module, nn.MultiheadAttention) and LINEAR in kinds:
+            reports.append(_projection(name, recipe))
         if found is None:
             continue
         applied = recipe if override is None else override.recipe
@@ -225,6 +232,18 @@ def _reason_to_skip(module: nn.Module, found: type[CastLayer] | str, recipe: Rec
     if "forward" in module.__dict__:
         return "its forward has been replaced, as accelerate does for device_map, so that another class would change nothing"
     return ""
+
+
+def _projection(name: str, recipe: Recipe) -> LayerReport:
+    """Return what is said of the projection to query, key and value that ``nn.MultiheadAttention`` makes itself."""
+    return LayerReport(
+        name=f"{name}.in_proj" if name else "in_proj",
+        converted=False,
+        recipe=recipe.name,
+        reason="MultiheadAttention multiplies by it itself, it is no layer",
+        backend="-",
+        backend_reason="",
+    )
 
 
 def _has_matrix(module: nn.Module) -> bool:

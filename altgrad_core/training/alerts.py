@@ -51,8 +51,8 @@ _RATES = {
     "underflow": (
         "underflow_rate",
         "underflow rate",
-        " What becomes zero is lost to the GEMM; give that operand a format with more exponent bits, or scales by block "
-        '(scaling = "blockwise").',
+        ' What becomes zero is lost to the GEMM; give that operand a scale that follows it (scaling = "current"), scales '
+        'by block (scaling = "blockwise", or smaller blocks), or a format with more exponent bits.',
     ),
     "dead_neurons": (
         "dead_neuron_window_frac",

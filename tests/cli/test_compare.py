@@ -111,6 +111,8 @@ def test_export(experiment: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["export", str(experiment), "--output", str(written)])
     assert done.stdout == f"{written}\n"
     assert written.read_text() == result.stdout
+    odd = CliRunner().invoke(app, ["export", str(experiment), "--output", str(tmp_path / "x.xlsx")])
+    assert "'.xlsx' is no known ending; use .csv or .parquet, or say --to csv" in str(odd.exception)
     one = CliRunner().invoke(app, ["export", str(experiment / "[e5m2]"), "--what", "alerts"])
     assert one.stdout == "run,step,alert,action,layer,value,threshold,message\n"
 

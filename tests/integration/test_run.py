@@ -169,6 +169,10 @@ def test_one_failed_run_leaves_the_others_going(make_experiment: MakeExperiment,
         ('model.kind="gtp"', "Did you mean 'gpt'"),
         ('data.tokenizer="gpt22"', "gpt22"),
         ("model.n_embd=31", "multiple of n_head"),
+        (
+            'recipe={base="mxfp4",backend="native"}',
+            "The run 'r' cannot train: The layer 'blocks.0.attn.qkv' cannot be native",
+        ),
     ],
 )
 def test_wrong_input_is_one_error_with_status_2(

@@ -187,7 +187,7 @@ def test_objects_keys_hooks_and_ties_stay() -> None:
     assert called == [1]
     assert summary.converted == ["up", "lm_head"]
     assert "NonDynamicallyQuantizableLinear is a subclass" in summary.skipped["attention.out_proj"]
-    assert "2 of 3 linear layers converted" in str(summary)
+    assert "2 of 4 linear layers converted" in str(summary)
 
 
 @pytest.mark.parametrize("name", ["posit8", "takum8", "takum_linear8"])
@@ -317,6 +317,8 @@ def test_statistics_are_collected_on_request_and_combined_over_passes() -> None:
 def test_converting_twice_is_an_error() -> None:
     model = nn.Sequential(nn.Linear(4, 4))
     altgrad.convert(model, "e5m2")
+    with pytest.raises(AltgradError, match=r"takes a torch\.nn\.Module and changes it in place; got function"):
+        altgrad.convert(lambda x: x, "e5m2")
     with pytest.raises(AltgradError, match="converted already"):
         altgrad.convert(model, "e4m3fn")
 

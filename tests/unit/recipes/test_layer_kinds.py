@@ -403,7 +403,7 @@ def test_all_kinds_in_one_model_train(autocast: bool) -> None:
     }
     assert summary.skipped["up"] == "transposed convolutions are not cast"
     assert str(summary).startswith(
-        "hybrid, layers linear + conv + attention + embedding + norm: 1 of 2 linear, 1 of 2 conv, 1 of 1 norm, "
+        "hybrid, layers linear + conv + attention + embedding + norm: 1 of 3 linear, 1 of 2 conv, 1 of 1 norm, "
         "1 of 1 attention, 1 of 1 embedding layers converted"
     )
     assert all(isinstance(model.get_submodule(name), CastLayer) for name in kinds)

@@ -259,7 +259,7 @@ def test_decisions_say_why() -> None:
     assert decision({"base": "hybrid", "backend": "emulated"}).reason == "the recipe says so"
     native = decision({"base": "hybrid", "backend": "native"})
     assert native.reason == ("the recipe says so; on the CPU a stand-in, slower than BF16; "
-                             "72 inputs and 40 outputs are padded")  # fmt: skip
+                             "72 inputs and 40 outputs are padded to a multiple of 16")  # fmt: skip
     assert {name: how.fast for name, how in native.gemms.items()} == {"fprop": True, "dgrad": False, "wgrad": False}
     slow = decision({"base": "hybrid", "backend": "native", "fast_accumulation": ["wgrad"]}, 16, 16)
     assert slow.reason == "the recipe says so; on the CPU a stand-in, slower than BF16"

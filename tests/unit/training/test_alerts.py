@@ -158,8 +158,8 @@ def test_a_rate_warns_when_it_rises_and_names_the_worst_layer() -> None:
     [
         ("underflow", "underflow_rate",
          "The mean underflow rate is 50.00%, above 10.00% for 2 measurements in a row; highest in a (60.00%). What becomes "
-         "zero is lost to the GEMM; give that operand a format with more exponent bits, or scales by block "
-         '(scaling = "blockwise").'),
+         "zero is lost to the GEMM; give that operand a scale that follows it (scaling = \"current\"), scales by block "
+         '(scaling = "blockwise", or smaller blocks), or a format with more exponent bits.'),
         ("dead_neurons", "dead_neuron_window_frac",
          "The mean dead-neuron fraction is 50.00%, above 10.00% for 2 measurements in a row; highest in a (60.00%). They had "
          "no gradient in any of the last measurements and no longer learn; if the underflow rate of that layer's grad_output "
