@@ -28,7 +28,8 @@ def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
 
 def block_counts(shape: Sequence[int], block: Block) -> tuple[int, int]:
     """Return how many blocks lie below and beside each other; raises ``AltgradError`` for a block that is none."""
-    if not isinstance(block, tuple | list) or len(block) != 2 or not all(isinstance(n, int) and n > 0 for n in block):
+    sizes = int | torch.SymInt  # the latter while a compiler traces with dynamic=True
+    if not isinstance(block, tuple | list) or len(block) != 2 or not all(isinstance(n, sizes) and n > 0 for n in block):
         raise AltgradError(f"A block is (rows, columns), both at least 1, got {block!r:.60}.")
     rows, columns = matrix_shape(shape)
     return -(-rows // block[0]), -(-columns // block[1])
