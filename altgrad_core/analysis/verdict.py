@@ -39,6 +39,7 @@ def verdict(row: Row, baseline: Row | None) -> str:
         _evidence(row, baseline),
         _alert(row),
         _caveat(row, baseline),
+        _other_steps(row, baseline),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
 
@@ -141,6 +142,17 @@ def _caveat(row: Row, baseline: Row | None) -> str:
     if len(row.differs_in) > _KEYS:
         shown += f" and {len(row.differs_in) - _KEYS} more keys"
     return f"Not the format alone: it also differs from {baseline.name} in {shown}."
+
+
+def _other_steps(row: Row, baseline: Row | None) -> str:
+    """Return the sentence on means that two runs have over different steps, for a fork."""
+    first = 0 if baseline is None else baseline.first_step
+    if baseline is None or row.first_step == first:
+        return ""
+    return (
+        f"Its means are of the steps after {row.first_step}, those of {baseline.name} of all after {first}, so that they "
+        "differ also where the runs do not."
+    )
 
 
 def _number(value: float) -> str:

@@ -381,6 +381,8 @@ def test_a_fork_is_judged_by_what_it_trained(tmp_path: Path) -> None:
     assert (lost.nan_steps, again.nan_steps) == (1, 2)
     assert "Its only validation loss of 2.000 is from step 2, before it was trained." in lost.verdict
     assert (worse.best_loss, worse.steps_to_target, worse.compared_step) == (3.0, None, 4)
+    assert worse.verdict.endswith("Its means are of the steps after 2, those of bf16 of all after 0, so that they "
+                                  "differ also where the runs do not.")  # fmt: skip
     assert [(group.runs, group.loss_step) for group in comparison.groups] == [(("lost", "again"), None)]
 
 
