@@ -13,7 +13,7 @@ import page_blocks
 import pytest
 
 from altgrad_core import hookspecs
-from altgrad_core.plugins import installed
+from altgrad_core.plugins import KINDS, installed
 
 ROOT = page_blocks.ROOT
 PAGES = page_blocks.written_pages()
@@ -142,12 +142,11 @@ def test_hooks_exist_and_are_implemented_with_their_arguments() -> None:
         for name, arguments in re.findall(r"def (altgrad_register_\w+)\(([^)]*)\)", text):
             assert arguments.split(", ") == list(inspect.signature(specs[name]).parameters), page.name
     for name, spec in specs.items():
-        kind = make_reference.KINDS.get(name.removeprefix("altgrad_register_"))
         said = re.search(r"``build\(([^)]*)\)", inspect.getdoc(spec) or "")
         if said is None:
             continue
-        for plugin in installed().names(str(kind)):
-            taken = list(inspect.signature(installed().get(str(kind), plugin).value).parameters)
+        for plugin in installed().names(KINDS[name]):
+            taken = list(inspect.signature(installed().get(KINDS[name], plugin).value).parameters)
             assert taken == said[1].split(", "), f"{name}: {plugin} takes {taken}"
 
 

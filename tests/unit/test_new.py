@@ -19,7 +19,9 @@ from altgrad_core.errors import AltgradError
 from altgrad_core.experiments.config import load_experiment
 from altgrad_core.hookspecs import HOOKSPEC_VERSION
 from altgrad_core.numerics.cast import quantize
-from altgrad_core.plugins import PluginRow, Plugins, load_plugins
+from altgrad_core.plugins import PluginRow, Plugins, installed, load_plugins
+from altgrad_core.testing import CheckpointConformance, FormatConformance, ScalingConformance
+from altgrad_core.testing.plugincheck import check_extension
 
 ROOT = Path(__file__).parents[2]
 
@@ -152,6 +154,31 @@ def test_plugins_check() -> None:
     assert (status, "13 passed, 1 failed" in said) == (1, True), said
     status, said = check("scaling/mx", "--set", 'mode = "floor"', "--cannot", "fits=it may clamp")
     assert (status, "13 passed, 1 skipped" in said) == (0, True), said
+
+
+def test_plugins_check_does_all_of_it_or_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-k axis")
+    assert "scaling/none: 11 passed, 3 skipped" in check("scaling/none")[1]
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ScalingConformance, "test_same_again", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        check_extension(installed().get("scaling", "none"), {}, {})
+
+
+@pytest.mark.parametrize(
+    ("suite", "named"),
+    [
+        (FormatConformance, {"format": "myfp8"}),
+        (ScalingConformance, {"kind": "myfp8"}),
+        (CheckpointConformance, {"kind": "myfp8"}),
+    ],
+)
+def test_a_suite_of_what_is_not_installed_says_so_once(suite: type, named: dict[str, str]) -> None:
+    with pytest.raises(AltgradError, match=r"TestMyfp8: Unknown .* 'myfp8'.* install it first: pip install -e \."):
+        type("TestMyfp8", (suite,), named)
 
 
 @pytest.mark.parametrize(
