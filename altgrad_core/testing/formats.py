@@ -381,6 +381,21 @@ class FormatConformance(CountedSuite):
             "the cast has drawn random numbers, or set their seed"
         )
 
+    def test_on_every_device(self) -> None:
+        """A cast of the format's own asks for no number of a tensor: an accelerator would wait, a compiler stop."""
+        nearest = self.fmt.nearest if isinstance(self.fmt, TableFormat) else None
+        if nearest is None:
+            self.switch_off("its casts are AltGrad's own")
+        for shape in ((), (0,), (3, 4)):
+            for dtype in (torch.float32, torch.float64):
+                x = torch.empty(shape, dtype=dtype, device="meta")  # a device without numbers
+                try:
+                    q = nearest(x)
+                except Exception as error:
+                    raise AssertionError(f"nearest() fails on the device 'meta': {error}") from error
+                assert q.device == x.device, f"nearest() returns a tensor on {q.device}, its argument is on {x.device}"
+                self.count += 1
+
     def test_nan_stays_nan_and_nothing_else_becomes_one(self) -> None:
         """NaN is never turned into a number in silence, in no mode; and a cast that saturates makes none of a number."""
         x = self.some_landmarks(_SCALAR)

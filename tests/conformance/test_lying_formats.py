@@ -142,6 +142,15 @@ def draws(y: Tensor) -> Tensor:
     return to_nearest(y)
 
 
+def asks_for_a_number(y: Tensor) -> Tensor:
+    """Looks first whether there is anything to do."""
+    return to_nearest(y) if (to_nearest(y) != y).any() else y
+
+
+def goes_to_the_cpu(y: Tensor) -> Tensor:
+    return torch.empty_like(y, device="cpu") if y.device.type == "meta" else to_nearest(y)
+
+
 def looks_at_the_size(y: Tensor) -> Tensor:
     """Takes a short cut where there are many."""
     return to_nearest(y) if y.numel() < 400_000 else round_to_table(y, TABLE, "toward_zero")
@@ -211,6 +220,8 @@ CAUGHT = [
     (rounding(remembers), "a_power_of_two_scales_the_grid", "differ"),
     (rounding(looks_at_the_size), "each_element_by_itself", "differ"),
     (rounding(looks_along_rows), "each_element_by_itself", "differ"),
+    (rounding(asks_for_a_number), "on_every_device", "fails on the device 'meta'"),
+    (rounding(goes_to_the_cpu), "on_every_device", "returns a tensor on cpu, its argument is on meta"),
     (rounding(draws), "each_element_by_itself", "has drawn random numbers"),
     (rounding(negative_subnormals), "landmarks_against_the_scalar_reference", r"-0\.0009765625 gave -0\.001953125, not 0\.0"),
     (rounding(negative_subnormals), "odd", "differ"),

@@ -132,6 +132,13 @@ def units(text: str) -> dict[str, str]:
     }
 
 
+def test_the_install_page_has_every_environment_variable() -> None:
+    sources = [path for folder in ("altgrad_core", "plugins", "formats") for path in (ROOT / folder).rglob("*.py")]
+    read = {name for path in sources for name in re.findall(r"\bALTGRAD_[A-Z_]+", path.read_text())}
+    told = set(re.findall(r"^\| `(ALTGRAD_\w+)`", (ROOT / "docs" / "install.md").read_text(), re.MULTILINE))
+    assert told == read - {"ALTGRAD_CANNOT", "ALTGRAD_HOOKSPEC"}  # which stand in a plugin's module
+
+
 def test_hooks_exist_and_are_implemented_with_their_arguments() -> None:
     """Every hook that a page names, and what each ``build`` function that comes with AltGrad is called with."""
     specs = {name: spec for name, spec in vars(hookspecs).items() if name.startswith("altgrad_register_")}
