@@ -386,7 +386,7 @@ class FormatConformance(CountedSuite):
         nearest = self.fmt.nearest if isinstance(self.fmt, TableFormat) else None
         if nearest is None:
             self.switch_off("its casts are AltGrad's own")
-        for shape in ((), (0,), (3, 4)):
+        for shape in ((0,), (7,), (3, 4)):  # not 0-d: torch itself reads an index of one number
             for dtype in (torch.float32, torch.float64):
                 x = torch.empty(shape, dtype=dtype, device="meta")  # a device without numbers
                 try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import shlex
 import socket
 import sys
 from collections.abc import Iterator
@@ -96,12 +97,14 @@ def test_licences(license: str, tmp_path: Path) -> None:
         (["format", "../x"], "got '../x'"),
         (["format", "e5m2"], "'e5m2' is already registered by 'altgrad_format_ocp'"),
         (["format", "e6m9"], "already means a format"),
+        (["format", "hybrid"], "'hybrid' is the name of a recipe"),
         (["scaling", "current"], "already registered by 'altgrad_scaling'"),
         (["probe", "altgrad_gpt"], "A plugin called 'altgrad_gpt' is installed already"),
         (["sink", "x", "--license", "gpl"], "Unknown license 'gpl'"),
         (["sink", "there"], "is there already; nothing was written"),
         (["experiment", "a/b"], "got 'a/b'"),
         (["experiment", "there"], "is there already; nothing was written"),
+        (["experiment", "x", "--recipe", "bf16"], "The file's baseline is 'bf16'"),
         (["experiment", "x", "--recipe", "e5m3n"], "Unknown format 'e5m3n'"),
     ],
 )
@@ -112,6 +115,12 @@ def test_what_is_refused(arguments: list[str], said: str, tmp_path: Path) -> Non
         new(*arguments, "--in", tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["altgrad-sink-there", "there.toml"]
     assert (tmp_path / "there.toml").read_text() == "mine"
+
+
+def test_the_commands_can_be_pasted(tmp_path: Path) -> None:
+    said = new("probe", "x", "--in", tmp_path / "my plugins")
+    commands = [shlex.split(line) for line in said.partition("Next:\n")[2].splitlines()]
+    assert commands[0] == ["pip", "install", "-e", str(tmp_path / "my plugins" / "altgrad-probe-x")]
 
 
 @pytest.mark.parametrize("recipe", ["e4m3fn", "hybrid"])
