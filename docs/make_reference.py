@@ -167,7 +167,7 @@ def _said_of(thing: Any, name: str) -> str:
 GROUPS = {
     "Casting": ("quantize", "encode", "decode", "Draw"),
     "Formats": ("get_format", "Format", "FloatFormat", "TableFormat", "BlockFormat"),
-    "Your own model": ("convert", "ConversionSummary", "Recipe", "StepCasts"),
+    "Your own model": ("convert", "revert", "ConversionSummary", "observe", "Observation", "StepCasts", "Recipe"),
     "Experiments": ("run", "load_run", "Run"),
     "Errors": ("AltgradError", "RunFailed"),
     "Plugins": ("hookimpl",),
@@ -178,17 +178,16 @@ def python_page() -> str:
     """Return what ``import altgrad_core as altgrad`` offers."""
     import altgrad_core
 
-    known = {name for names in GROUPS.values() for name in names}
-    rest = tuple(name for name in altgrad_core.__all__ if name not in known)
+    grouped = {name for names in GROUPS.values() for name in names}
+    odd = sorted(grouped ^ set(altgrad_core.__all__))
+    assert not odd, f"GROUPS and altgrad_core.__all__ differ: {', '.join(odd)}"
     parts = [
         f"# Python\n\n{NOTE}`import altgrad_core as altgrad` gives these names; [From Python](../python.md) shows them at work. "
         "What lies deeper in the package has docstrings of its own (`help()`), and may move."
     ]
-    for title, names in [*GROUPS.items(), *([("More", rest)] if rest else [])]:
-        present = [name for name in names if name in altgrad_core.__all__]
-        if present:
-            parts.append(f"## {title}")
-            parts += [entry(name, getattr(altgrad_core, name), "altgrad_core") for name in present]
+    for title, names in GROUPS.items():
+        parts.append(f"## {title}")
+        parts += [entry(name, getattr(altgrad_core, name), "altgrad_core") for name in names]
     return "\n\n".join(parts) + "\n"
 
 
@@ -202,6 +201,7 @@ def testing_page() -> str:
 
 
 BUILT = (
+    ("altgrad_core.recipes.linear", "CastLayer"),
     ("altgrad_core.numerics.scaling", "ScalingPolicy"),
     ("altgrad_core.numerics.scaling", "Scale"),
     ("altgrad_core.training.data", "TokenData"),
@@ -214,22 +214,21 @@ BUILT = (
     ("altgrad_core.training.checkpoint", "CheckpointBackend"),
     ("altgrad_core.experiments.launch", "Launcher"),
 )
-KINDS = {"scaling": "scaling", "models": "model", "datasets": "dataset", "optimizers": "optimizer", "probes": "probe",
-         "sinks": "sink", "checkpoints": "checkpoint", "launchers": "launcher", "recipes": "recipe"}  # fmt: skip
 
 
 def hooks_page() -> str:
     """Return every hook with its arguments, what comes with AltGrad for it, and what a ``build`` function returns."""
     from altgrad_core import hookspecs
-    from altgrad_core.plugins import installed
+    from altgrad_core.plugins import KINDS, installed
 
     specs = [(n, f) for n, f in vars(hookspecs).items() if n.startswith("altgrad_register_")]
     protocols = [(n, c) for n, c in vars(hookspecs).items() if getattr(c, "_is_protocol", False) and n != "Protocol"]
     parts = [f"# Hooks\n\n{NOTE}{prose(hookspecs.__doc__)}", "## The hooks"]
     for name, spec in specs:
-        kind = KINDS.get(name.removeprefix("altgrad_register_"))
-        comes = [f"`{n}`" for n in installed().names(kind) if _ours(kind, n)] if kind else []
-        said = prose(inspect.getdoc(spec)) + (f"\n\nBuilt in: {', '.join(comes)}." if comes else "")
+        kind = KINDS[name]
+        comes = [f"`{n}`" for n in installed().names(kind) if _ours(kind, n)]
+        listed = "[all formats](formats.md)" if kind == "format" else ", ".join(comes)
+        said = f"{prose(inspect.getdoc(spec))}\n\nBuilt in: {listed}."
         parts.append(directive("py:function", signature(spec, name), said, 2))
     parts.append("## What they hand over")
     for name, cls in protocols:
@@ -238,9 +237,7 @@ def hooks_page() -> str:
         parts.append(directive("py:class", signature(call, name), body, 2))
     parts.append("## What is built")
     for module, name in BUILT:
-        found = getattr(importlib.import_module(module), name, None)
-        if found is not None:
-            parts.append(class_entry(name, found, module))
+        parts.append(class_entry(name, getattr(importlib.import_module(module), name), module))
     return "\n\n".join(parts) + "\n"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
+import shlex
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -50,10 +51,10 @@ def _package(kind: str, name: str, license: str, author: str | None, folder: Pat
     target.mkdir(parents=True)
     for file, text in texts.items():
         (target / file).write_text(text, encoding="utf-8")
-    checks = [f"altgrad plugins check {kind}/{name}"] if kind in _CHECKED else []
-    shows = [f"altgrad formats {name}"] if kind == "format" else [f"altgrad plugins {name}"]
+    checks = [("altgrad", "plugins", "check", f"{kind}/{name}")] if kind in _CHECKED else []
+    shows = ("altgrad", "formats" if kind == "format" else "plugins", name)
     typer.echo(f"Wrote {target}: {', '.join(files)}")
-    _say_next([f"pip install -e {target}", *shows, f"altgrad run {target}/experiment.toml", *checks])
+    _say_next(("pip", "install", "-e", target), shows, ("altgrad", "run", target / "experiment.toml"), *checks)
 
 
 def _verb(kind: str, what: str) -> Callable[..., None]:
@@ -79,6 +80,8 @@ def experiment(
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise AltgradError(f"An experiment's name is letters, digits, '-', '_' and '.', got '{name}'.")
+    if recipe == "bf16":
+        raise AltgradError("The file's baseline is 'bf16'; --recipe is what is compared with it, such as e4m3fn.")
     if installed().find("recipe", recipe) is None:
         from altgrad_core.numerics.registry import get_format
 
@@ -90,7 +93,7 @@ def experiment(
     folder.mkdir(parents=True, exist_ok=True)
     target.write_text(text, encoding="utf-8")
     typer.echo(f"Wrote {target}")
-    _say_next([f"altgrad check {target}", f"altgrad run {target}"])
+    _say_next(("altgrad", "check", target), ("altgrad", "run", target))
 
 
 def _check_name(kind: str, name: str) -> None:
@@ -108,6 +111,8 @@ def _check_name(kind: str, name: str) -> None:
         raise AltgradError(f"The {kind} '{name}' is already registered by '{taken.plugin}'. Choose another name.")
     if any(row.name == name for row in installed().rows):
         raise AltgradError(f"A plugin called '{name}' is installed already. Choose another name.")
+    if kind == "format" and installed().find("recipe", name) is not None:
+        raise AltgradError(f"'{name}' is the name of a recipe, which comes before a format's. Choose another name.")
     if kind == "format" and parse_format(name) is not None:
         raise AltgradError(
             f"'{name}' already means a format, by the rule of names e<E>m<M>. Choose a name that is none of those."
@@ -139,10 +144,10 @@ def _render(template: str, words: dict[str, Any]) -> str:
     return environment.from_string(text).render(words)
 
 
-def _say_next(commands: list[str]) -> None:
+def _say_next(*commands: tuple[str | Path, ...]) -> None:
     typer.echo("Next:")
     for command in commands:
-        typer.echo(f"  {command}")
+        typer.echo(f"  {shlex.join(map(str, command))}")
 
 
 for _kind, _what in KINDS.items():

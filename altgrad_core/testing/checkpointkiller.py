@@ -1,4 +1,4 @@
-"""Kills a process that uses a checkpoint backend, before each of its operations on the file system in turn.
+"""Uses a checkpoint backend in a process of its own, and kills that one before each of its operations on the file system.
 
 Python tells audit hooks of each file that is opened, renamed or removed. A process of its own prepares a folder with a
 checkpoint in it; then a fork for each operation does what the scenario says and dies by SIGKILL just before that
@@ -19,7 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from altgrad_core.training.checkpoint import CheckpointBackend
+import attrs
+
+from altgrad_core.training.checkpoint import CheckpointBackend, Saved
 
 SCENARIOS = ("save", "replace", "point", "delete")
 _AT_MOST = 200
@@ -39,23 +41,40 @@ def kill_at_every_operation(suite: Backends, root: Path) -> dict[str, list[Path]
     At the start ``step-000001`` was saved, ``latest`` names it, and but for ``save`` there is ``step-000002``. The suite's
     class must stand at the top of a file, since the other process has to find it.
     """
+    _elsewhere(suite, "die_again_and_again", root=str(root))
+    return {name: sorted(path for path in (root / name).iterdir() if path.name.isdigit()) for name in SCENARIOS}
+
+
+def save_elsewhere(suite: Backends, folder: Path, name: str, seed: int) -> Saved:
+    """Return what ``save`` tells another process that saves ``every_kind(seed)`` to ``folder`` under ``name``, and ends."""
+    said = _elsewhere(suite, "save_and_tell", folder=str(folder), name=name, seed=seed)
+    return Saved(**json.loads(said.splitlines()[-1]))
+
+
+def _elsewhere(suite: Backends, function: str, **order: str | int) -> str:
+    """Run a function of this module in a new process, with the suite and the order on its standard input; what it prints."""
     kind = type(suite)
     assert "<locals>" not in kind.__qualname__, f"{kind.__qualname__}: define the class at the top of its file"
-    order = {
-        "file": inspect.getfile(kind),
-        "suite": kind.__qualname__,
-        "root": str(root),
-    }
     done = subprocess.run(
-        [sys.executable, "-c", f"from {__name__} import die_again_and_again; die_again_and_again()"],
-        input=json.dumps(order),
+        [sys.executable, "-c", f"from {__name__} import {function}; {function}()"],
+        input=json.dumps({"file": inspect.getfile(kind), "suite": kind.__qualname__, **order}),
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, f"the backend failed in a process of its own:\n{done.stdout}{done.stderr}"
-    return {name: sorted(path for path in (root / name).iterdir() if path.name.isdigit()) for name in SCENARIOS}
+    return done.stdout
+
+
+def save_and_tell() -> None:
+    """Do what ``save_elsewhere`` asks for on standard input."""
+    from altgrad_core.testing.checkpointstates import every_kind
+
+    order = json.load(sys.stdin)
+    backend = _suite(order["file"], order["suite"]).build(Path(order["folder"]))
+    saved = backend.save(order["name"], every_kind(order["seed"]), _silent)
+    sys.stdout.write(f"\n{json.dumps(attrs.asdict(saved))}\n")
 
 
 def die_again_and_again() -> None:

@@ -27,9 +27,9 @@ def ordinary(step: int) -> Content:
     )
 
 
-def every_kind() -> Content:
+def every_kind(seed: int = 1) -> Content:
     """Return a state of every dtype and shape, with NaNs of several payloads, and texts in every script."""
-    bits = torch.randint(0, 256, (16, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    bits = torch.randint(0, 256, (16, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     tensors = {}
     for dtype in DTYPES:
         name = str(dtype).removeprefix("torch.")

@@ -12,6 +12,8 @@ from typing import ClassVar, NoReturn
 
 import pytest
 
+from altgrad_core.errors import AltgradError
+
 
 class _Summary:
     """A plugin of pytest that prints a line for each class at the end."""
@@ -39,6 +41,19 @@ class CountedSuite:
     """Checks of the running test so far."""
     _is_off = False
     _counts: ClassVar[Counter[str]] = Counter()  # test -> its checks
+
+    def __init_subclass__(cls, **arguments: object) -> None:
+        super().__init_subclass__(**arguments)
+        try:
+            cls._look_up()
+        except AltgradError as error:
+            raise AltgradError(
+                f"{cls.__name__}: {error} If it is this package that offers it, install it first: pip install -e ."
+            ) from None
+
+    @classmethod
+    def _look_up(cls) -> None:
+        """Raise ``AltgradError`` if there is nothing of the name under test: once, rather than in each test."""
 
     def needs(self, clause: str) -> None:
         """Skip the rest of the test if the clause is switched off."""
@@ -71,7 +86,8 @@ class CountedSuite:
         assert not unknown, f"cannot: unknown clause {', '.join(sorted(unknown))}; known: {', '.join(self.clauses)}"
         failed = request.session.testsfailed
         yield
-        passed = request.session.testsfailed == failed and not self._is_off
+        interrupted = request.session.exitstatus is pytest.ExitCode.INTERRUPTED
+        passed = request.session.testsfailed == failed and not self._is_off and not interrupted
         assert self.count or not passed, "this test has checked nothing"
         if self.count:
             self._counts[request.node.name] += self.count

@@ -53,6 +53,11 @@ class FormatConformance(CountedSuite):
     format: str | FloatFormat | TableFormat
     """The format, or its name."""
 
+    @classmethod
+    def _look_up(cls) -> None:
+        if "format" in vars(cls):
+            get_format(cls.format)
+
     def definition(self, x: float) -> float:
         """Return what a format with a ``nearest`` of its own makes of a number between its ends, from its definition.
 
@@ -123,6 +128,7 @@ class FormatConformance(CountedSuite):
             "value(max_code)": (f.value(f.max_code), f.max_finite),
             "value(1)": (f.value(1), f.min_positive),
             "max_exponent": (f.max_exponent, math.frexp(f.max_finite)[1] - 1),
+            "beyond": (f.beyond, f.magnitude(f.max_code + 1) if math.isfinite(f.beyond) else math.inf),
             "the order of min_positive, max_finite, overflow_threshold and beyond": (order, True),
         }
         self._agree(said_and_found)
@@ -351,7 +357,11 @@ class FormatConformance(CountedSuite):
         self.same(quantize(turned, self.fmt), q.movedim(0, -1) if x.dim() else q, turned)
 
     def test_each_element_by_itself(self) -> None:
-        """A value depends on its number alone: not on what is beside it, on the order, on the size, on what came before."""
+        """A value depends on its number alone: not on what is beside it, on the order, on the size, on what came before.
+
+        Nor does a cast draw random numbers, which would change all others of a training.
+        """
+        generator = torch.random.get_rng_state()
         x = self.some_landmarks(_SCALAR)
         q = quantize(x, self.fmt)
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
@@ -359,8 +369,32 @@ class FormatConformance(CountedSuite):
         self.same(torch.cat([quantize(part, self.fmt) for part in torch.split(x, 97)]), q, x)
         for element, value in zip(x[order[:20]], q[order[:20]], strict=True):
             self.same(quantize(element, self.fmt), value, element)
-        self.same(quantize(x.repeat(100), self.fmt), q.repeat(100), x.repeat(100))
+        for columns in (2, 16, 128):
+            matrix, values = (some[: len(x) // columns * columns].view(-1, columns) for some in (x[order], q[order]))
+            self.same(quantize(matrix, self.fmt), values, matrix)
+            self.same(quantize(matrix.t(), self.fmt), values.t(), matrix.t())
+        for times in (100, 1000) if self.rounds_itself else (100,):
+            self.same(quantize(x.repeat(times, 1), self.fmt), q.repeat(times, 1), x.repeat(times, 1))
+            self.same(quantize(x.repeat(times), self.fmt), q.repeat(times), x.repeat(times))
         self.same(quantize(x, self.fmt), q, x)
+        assert torch.equal(torch.random.get_rng_state(), generator), (
+            "the cast has drawn random numbers, or set their seed"
+        )
+
+    def test_on_every_device(self) -> None:
+        """A cast of the format's own asks for no number of a tensor: an accelerator would wait, a compiler stop."""
+        nearest = self.fmt.nearest if isinstance(self.fmt, TableFormat) else None
+        if nearest is None:
+            self.switch_off("its casts are AltGrad's own")
+        for shape in ((0,), (7,), (3, 4)):  # not 0-d: torch itself reads an index of one number
+            for dtype in (torch.float32, torch.float64):
+                x = torch.empty(shape, dtype=dtype, device="meta")  # a device without numbers
+                try:
+                    q = nearest(x)
+                except Exception as error:
+                    raise AssertionError(f"nearest() fails on the device 'meta': {error}") from error
+                assert q.device == x.device, f"nearest() returns a tensor on {q.device}, its argument is on {x.device}"
+                self.count += 1
 
     def test_nan_stays_nan_and_nothing_else_becomes_one(self) -> None:
         """NaN is never turned into a number in silence, in no mode; and a cast that saturates makes none of a number."""

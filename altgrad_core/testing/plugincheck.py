@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,24 @@ def check_extension(
         (Path(folder) / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
         collector, said = _Collector(), io.StringIO()
         arguments = [str(file), "--rootdir", folder, "-p", "no:cacheprovider", "--basetemp", f"{folder}/tmp", "-q"]
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), _without("PYTEST_ADDOPTS"):
             status = pytest.main([*arguments, "-c", f"{folder}/pytest.ini"], plugins=[collector])
+    if status is pytest.ExitCode.INTERRUPTED and collector.results:
+        raise KeyboardInterrupt  # which pytest keeps for itself
     if not collector.results:
         raise RuntimeError(f"pytest ran no check (exit status {status}):\n{said.getvalue()}")
     return list(collector.results.values())
+
+
+@contextlib.contextmanager
+def _without(variable: str) -> Iterator[None]:
+    """Take a variable out of the environment for a while: what somebody wants of their own tests is none of this."""
+    before = os.environ.pop(variable, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[variable] = before
 
 
 def clauses(kind: str) -> Mapping[str, str]:

@@ -43,6 +43,11 @@ class ScalingConformance(CountedSuite):
     formats: ClassVar[tuple[str, ...]] = ("e4m3fn", "e5m2")
     """Formats that scales are made for."""
 
+    @classmethod
+    def _look_up(cls) -> None:
+        if cls.kind:
+            installed().get("scaling", cls.kind)
+
     def build(self, format: Format) -> ScalingPolicy:
         """Return the policy; override it for one that no plugin registers."""
         extension = installed().get("scaling", self.kind)
@@ -107,18 +112,19 @@ class ScalingConformance(CountedSuite):
                 )
 
     def test_a_block_by_itself(self) -> None:
-        """What lies in other blocks does not matter."""
+        """What lies in other blocks does not matter, before it or after it."""
         self.needs("local")
         for policy, x, axis in self._each([self._random((260, 140))]):
             block = policy.block(x, axis)
             if block is None:
                 self.switch_off("one scale for the tensor")
-            changed = x.clone()
-            rows, columns = min(block[0], x.shape[0]), min(block[1], x.shape[1])
-            changed[rows:] *= 1000
-            changed[:, columns:] *= 1000
-            before, after = policy(x, axis), copy.deepcopy(policy)(changed, axis)
-            self._same(after[:1, :1], before[:1, :1], "the first block's scale when all others have changed")
+            scale, other = policy(x, axis), copy.deepcopy(policy)
+            for place, row, column in (("first", 0, 0), ("last", -1, -1)):
+                marked = torch.zeros_like(scale)
+                marked[row, column] = 1
+                changed = torch.where(expand(marked, x.shape, block) == 1, x, x * 1000)
+                after = copy.deepcopy(other)(changed, axis)[row, column]
+                self._same(after, scale[row, column], f"the {place} block's scale when all others have changed")
 
     def test_axis(self) -> None:
         """Across the rows of a matrix is along the columns of its transpose; a policy without direction has no axis."""
@@ -144,10 +150,12 @@ class ScalingConformance(CountedSuite):
                 assert torch.equal(way, before), "the policy has written to the tensor"
 
     def test_same_again(self) -> None:
-        """Two policies that have seen the same give the same scales, and draw no random numbers."""
+        """Two policies that have seen the same give the same scales, with or without gradients, and draw no random numbers."""
         generator = torch.random.get_rng_state()
         for (one, x, axis), (other, y, _) in zip(self._each(self._course()), self._each(self._course()), strict=True):
-            self._same(one(x, axis), other(y, axis), "the scale of the same tensor")
+            with torch.no_grad():
+                again = other(y, axis)
+            self._same(one(x, axis), again, "the scale of the same tensor")
         assert torch.equal(torch.random.get_rng_state(), generator), "the policy has drawn random numbers"
 
     def test_state(self) -> None:

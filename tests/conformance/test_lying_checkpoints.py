@@ -91,6 +91,12 @@ class HashesTheShapes(LocalBackend):
         return attrs.evolve(super()._saved(name, manifest), state_hash=str(manifest.files["model.safetensors"].bytes))
 
 
+class HashesTheModelOnly(LocalBackend):
+    def _saved(self, name: str, manifest: manifests.Manifest) -> Saved:
+        hashed = [manifest.files[file].sha256 for file in ("model.safetensors", "state.json") if file in manifest.files]
+        return attrs.evolve(super()._saved(name, manifest), state_hash=",".join(hashed))
+
+
 class SortsByText(LocalBackend):
     def names(self) -> list[str]:
         return sorted(super().names())
@@ -162,6 +168,22 @@ class SharesItsTensors(LocalBackend):
 
     def load(self, name: str) -> tuple[Content, Saved]:
         return self.kept[name], self.verify(name)
+
+
+class KeepsTheRestInMind(LocalBackend):
+    """Stores float64 as bfloat16 would, and gives back what it has kept: until the process ends."""
+
+    kept: dict[str, Content] = {}
+
+    def save(self, name: str, content: Content, told: Told) -> Saved:
+        tensors = {n: t.bfloat16().double() if t.dtype is torch.float64 else t for n, t in content.tensors.items()}
+        saved = super().save(name, attrs.evolve(content, tensors=tensors), told)
+        self.kept[saved.state_hash] = attrs.evolve(content, tensors={n: t.clone() for n, t in content.tensors.items()})
+        return saved
+
+    def load(self, name: str) -> tuple[Content, Saved]:
+        content, saved = super().load(name)
+        return self.kept.get(saved.state_hash, content), saved
 
 
 class LooksAtSizesOnly(LocalBackend):
@@ -243,7 +265,8 @@ CAUGHT = [
     (TellsOfBytesLeft, "what_is_told", "went down"),
     (TellsMilliseconds, "what_is_told", "cannot take 1"),
     (HashesTheNotes, "hash_of_the_state", "equal states have different state_hash"),
-    (HashesTheShapes, "hash_of_the_state", "a bit of a tensor is another one"),
+    (HashesTheShapes, "hash_of_the_state", "a bit of model/blocks.0.weight is another one"),
+    (HashesTheModelOnly, "hash_of_the_state", "a bit of optimizer/state/0/exp_avg is another one"),
     (SortsByText, "names", "oldest first is"),
     (MixesOldAndNew, "replace", "refused|damaged|otherwise"),
     (DeletesAllBefore, "delete", "others with it"),
@@ -278,6 +301,17 @@ def test_a_lie_is_caught(backend: type[LocalBackend], check: str, said: str, tmp
         getattr(suite, f"test_{check}")(tmp_path, **arguments)
 
 
+class ForgetsWithItsProcess(Lying):
+    Backend = KeepsTheRestInMind
+
+
+@pytest.mark.slow
+def test_a_lie_is_caught_from_another_process(tmp_path: Path) -> None:
+    ForgetsWithItsProcess().test_round_trip(tmp_path / "this")
+    with pytest.raises(AssertionError, match="'model/float64' has other bits"):
+        ForgetsWithItsProcess().test_another_process(tmp_path / "another")
+
+
 class KilledWritesInPlace(Lying):
     Backend = WritesInPlace
 
@@ -299,4 +333,4 @@ def test_a_lie_is_caught_by_killing(suite: type[Lying], tmp_path: Path) -> None:
 
 def test_every_check_catches_somebody() -> None:
     checks = {name.removeprefix("test_") for name in dir(CheckpointConformance) if name.startswith("test_")}
-    assert checks == {check for _, check, _ in CAUGHT} | {"killed"}
+    assert checks == {check for _, check, _ in CAUGHT} | {"another_process", "killed"}

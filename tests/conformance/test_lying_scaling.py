@@ -98,6 +98,23 @@ class LooksAtItsNeighbours(ScalingPolicy):
         return scale_for(tensor_amax(x), self.format, power_of_two=True, margin=0).expand(rows, 1)
 
 
+class LooksToTheLeft(LooksAtItsNeighbours):
+    """Columns of a matrix, each with a scale that is no smaller than that of the column before."""
+
+    def block(self, x: Tensor, axis: int = -1) -> tuple[int, int]:
+        return max(x.numel() // max(x.shape[-1], 1), 1) if x.dim() else 1, 1
+
+    def forward(self, x: Tensor, axis: int = -1) -> Tensor:
+        columns = x.shape[-1] if x.dim() else 1
+        amax = x.detach().abs().float().reshape(-1, columns).amax(0, keepdim=True).cummax(1).values
+        return scale_for(amax, self.format, power_of_two=True, margin=0)
+
+
+class LooksAtTheGradientMode(Honest):
+    def forward(self, x: Tensor, axis: int = -1) -> Tensor:
+        return super().forward(x, axis) * (1 if torch.is_grad_enabled() else 2)
+
+
 class HasADirectionAfterAll(Honest):
     def forward(self, x: Tensor, axis: int = -1) -> Tensor:
         return super().forward(x, axis) * (1 if axis == -1 else 2)
@@ -195,10 +212,12 @@ CAUGHT = [
     (Encodes, "proportional", "times that of x"),
     (AtLeastOne, "proportional", "times that of x"),
     (LooksAtItsNeighbours, "a_block_by_itself", "when all others have changed"),
+    (LooksToTheLeft, "a_block_by_itself", "the last block's scale when all others have changed"),
     (HasADirectionAfterAll, "axis", "is not directional, and the axis changes the scale"),
     (ReadsTheMemory, "layout_and_dtype", "strides"),
     (WritesToTheTensor, "layout_and_dtype", "written to the tensor"),
     (Draws, "same_again", "the scale of the same tensor"),
+    (LooksAtTheGradientMode, "same_again", "the scale of the same tensor"),
     (DrawsInVain, "same_again", "has drawn random numbers"),
     (Remembers, "state", "the scale after a state was loaded"),
     (Remembers, "evaluation_changes_nothing", "the scale of the same tensor in evaluation mode"),

@@ -13,7 +13,7 @@ import page_blocks
 import pytest
 
 from altgrad_core import hookspecs
-from altgrad_core.plugins import installed
+from altgrad_core.plugins import KINDS, installed
 
 ROOT = page_blocks.ROOT
 PAGES = page_blocks.written_pages()
@@ -132,6 +132,13 @@ def units(text: str) -> dict[str, str]:
     }
 
 
+def test_the_install_page_has_every_environment_variable() -> None:
+    sources = [path for folder in ("altgrad_core", "plugins", "formats") for path in (ROOT / folder).rglob("*.py")]
+    read = {name for path in sources for name in re.findall(r"\bALTGRAD_[A-Z_]+", path.read_text())}
+    told = set(re.findall(r"^\| `(ALTGRAD_\w+)`", (ROOT / "docs" / "install.md").read_text(), re.MULTILINE))
+    assert told == read - {"ALTGRAD_CANNOT", "ALTGRAD_HOOKSPEC"}  # which stand in a plugin's module
+
+
 def test_hooks_exist_and_are_implemented_with_their_arguments() -> None:
     """Every hook that a page names, and what each ``build`` function that comes with AltGrad is called with."""
     specs = {name: spec for name, spec in vars(hookspecs).items() if name.startswith("altgrad_register_")}
@@ -142,12 +149,11 @@ def test_hooks_exist_and_are_implemented_with_their_arguments() -> None:
         for name, arguments in re.findall(r"def (altgrad_register_\w+)\(([^)]*)\)", text):
             assert arguments.split(", ") == list(inspect.signature(specs[name]).parameters), page.name
     for name, spec in specs.items():
-        kind = make_reference.KINDS.get(name.removeprefix("altgrad_register_"))
         said = re.search(r"``build\(([^)]*)\)", inspect.getdoc(spec) or "")
         if said is None:
             continue
-        for plugin in installed().names(str(kind)):
-            taken = list(inspect.signature(installed().get(str(kind), plugin).value).parameters)
+        for plugin in installed().names(KINDS[name]):
+            taken = list(inspect.signature(installed().get(KINDS[name], plugin).value).parameters)
             assert taken == said[1].split(", "), f"{name}: {plugin} takes {taken}"
 
 

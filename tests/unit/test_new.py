@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import shlex
 import socket
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,9 @@ from altgrad_core.errors import AltgradError
 from altgrad_core.experiments.config import load_experiment
 from altgrad_core.hookspecs import HOOKSPEC_VERSION
 from altgrad_core.numerics.cast import quantize
-from altgrad_core.plugins import PluginRow, Plugins, load_plugins
+from altgrad_core.plugins import PluginRow, Plugins, installed, load_plugins
+from altgrad_core.testing import CheckpointConformance, FormatConformance, ScalingConformance
+from altgrad_core.testing.plugincheck import check_extension
 
 ROOT = Path(__file__).parents[2]
 
@@ -94,12 +97,14 @@ def test_licences(license: str, tmp_path: Path) -> None:
         (["format", "../x"], "got '../x'"),
         (["format", "e5m2"], "'e5m2' is already registered by 'altgrad_format_ocp'"),
         (["format", "e6m9"], "already means a format"),
+        (["format", "hybrid"], "'hybrid' is the name of a recipe"),
         (["scaling", "current"], "already registered by 'altgrad_scaling'"),
         (["probe", "altgrad_gpt"], "A plugin called 'altgrad_gpt' is installed already"),
         (["sink", "x", "--license", "gpl"], "Unknown license 'gpl'"),
         (["sink", "there"], "is there already; nothing was written"),
         (["experiment", "a/b"], "got 'a/b'"),
         (["experiment", "there"], "is there already; nothing was written"),
+        (["experiment", "x", "--recipe", "bf16"], "The file's baseline is 'bf16'"),
         (["experiment", "x", "--recipe", "e5m3n"], "Unknown format 'e5m3n'"),
     ],
 )
@@ -110,6 +115,12 @@ def test_what_is_refused(arguments: list[str], said: str, tmp_path: Path) -> Non
         new(*arguments, "--in", tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["altgrad-sink-there", "there.toml"]
     assert (tmp_path / "there.toml").read_text() == "mine"
+
+
+def test_the_commands_can_be_pasted(tmp_path: Path) -> None:
+    said = new("probe", "x", "--in", tmp_path / "my plugins")
+    commands = [shlex.split(line) for line in said.partition("Next:\n")[2].splitlines()]
+    assert commands[0] == ["pip", "install", "-e", str(tmp_path / "my plugins" / "altgrad-probe-x")]
 
 
 @pytest.mark.parametrize("recipe", ["e4m3fn", "hybrid"])
@@ -152,6 +163,31 @@ def test_plugins_check() -> None:
     assert (status, "13 passed, 1 failed" in said) == (1, True), said
     status, said = check("scaling/mx", "--set", 'mode = "floor"', "--cannot", "fits=it may clamp")
     assert (status, "13 passed, 1 skipped" in said) == (0, True), said
+
+
+def test_plugins_check_does_all_of_it_or_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-k axis")
+    assert "scaling/none: 11 passed, 3 skipped" in check("scaling/none")[1]
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ScalingConformance, "test_same_again", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        check_extension(installed().get("scaling", "none"), {}, {})
+
+
+@pytest.mark.parametrize(
+    ("suite", "named"),
+    [
+        (FormatConformance, {"format": "myfp8"}),
+        (ScalingConformance, {"kind": "myfp8"}),
+        (CheckpointConformance, {"kind": "myfp8"}),
+    ],
+)
+def test_a_suite_of_what_is_not_installed_says_so_once(suite: type, named: dict[str, str]) -> None:
+    with pytest.raises(AltgradError, match=r"TestMyfp8: Unknown .* 'myfp8'.* install it first: pip install -e \."):
+        type("TestMyfp8", (suite,), named)
 
 
 @pytest.mark.parametrize(
